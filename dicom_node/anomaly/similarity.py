@@ -1,0 +1,43 @@
+"""Cross-subject mutual similarity (MuSc; CoDeGraph3D section 3.1), in chunks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """(n, d) and (m, d) -> (n,) and (m,) Euclidean distance to the nearest of the other set.
+
+    One product serves both directions; no (n, m) matrix outlives its chunk. Squared distances are
+    accumulated in fp32 and clamped at 0 against cancellation. Raises ValueError on an empty set.
+    """
+    if queries.shape[0] == 0 or keys.shape[0] == 0:
+        raise ValueError("mutual similarity needs tokens on both sides")
+    queries, keys = queries.float(), keys.float()
+    key_norm = keys.square().sum(1)
+    forward = torch.empty(queries.shape[0])
+    backward = torch.full((keys.shape[0],), math.inf)
+    for start in range(0, queries.shape[0], chunk):
+        part = queries[start : start + chunk]
+        # ||q||^2 + ||k||^2 - 2 q.k, the sum in one pass of the product
+        squared = torch.addmm(key_norm[None], part, keys.T, alpha=-2.0)
+        squared += part.square().sum(1, keepdim=True)
+        forward[start : start + len(part)] = squared.amin(1)
+        backward = torch.minimum(backward, squared.amin(0))
+    return forward.clamp_(min=0).sqrt_(), backward.clamp_(min=0).sqrt_()
+
+
+def n_nearest(n_others: int, share: float) -> int:
+    """Return K = max(1, ceil(rho (B - 1))) for B - 1 other subjects."""
+    if n_others < 1:
+        raise ValueError("mutual similarity needs at least one other subject")
+    return min(n_others, max(1, math.ceil(share * n_others - 1e-9)))
+
+
+def interval_average(distances: Tensor, share: float) -> Tensor:
+    """(others, ..., n) distances -> (..., n): mean of the K smallest over the other subjects."""
+    k = n_nearest(distances.shape[0], share)
+    return distances.topk(k, dim=0, largest=False).values.mean(0)

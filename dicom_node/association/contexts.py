@@ -1,0 +1,67 @@
+"""Which SOP Classes and transfer syntaxes the node accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydicom import uid
+from pydicom.uid import UID
+from pynetdicom import build_context
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification
+
+#: images that the node scores
+SCORED_SOP_CLASSES: tuple[UID, ...] = (
+    uid.CTImageStorage,
+    uid.MRImageStorage,
+    uid.EnhancedCTImageStorage,
+    uid.EnhancedMRImageStorage,
+    uid.LegacyConvertedEnhancedCTImageStorage,
+    uid.LegacyConvertedEnhancedMRImageStorage,
+)
+
+#: filed, acknowledged and not scored: scanners push them with the images of the same study
+FILED_SOP_CLASSES: tuple[UID, ...] = (
+    uid.SecondaryCaptureImageStorage,
+    uid.MultiFrameSingleBitSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    uid.MultiFrameTrueColorSecondaryCaptureImageStorage,
+)
+
+#: in order of preference: what needs no decoder first, then lossless, then lossy
+TRANSFER_SYNTAXES: tuple[UID, ...] = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.JPEGLSLossless,
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000Lossless,
+    uid.JPEG2000,
+    uid.RLELossless,
+    uid.JPEGBaseline8Bit,
+    uid.JPEGExtended12Bit,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.HTJ2K,
+)
+
+
+def acceptor_contexts() -> list[PresentationContext]:
+    """Return the presentation contexts the acceptor supports: images and Verification."""
+    storage = storage_contexts((*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES))
+    return [*storage, build_context(Verification)]
+
+
+def storage_contexts(sop_classes: Iterable[str]) -> list[PresentationContext]:
+    """Return one context per SOP Class, with every transfer syntax of the node."""
+    return [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes]
+
+
+def readable(sop_class_uid: str) -> str:
+    """Return the name of a SOP Class with its UID; the UID alone when it has no name."""
+    name = UID(sop_class_uid).name
+    return name if name == sop_class_uid else f"{name} ({sop_class_uid})"

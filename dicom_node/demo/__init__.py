@@ -1,0 +1,1 @@
+"""The demo: a cohort of real anatomy goes through the whole line."""

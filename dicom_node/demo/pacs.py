@@ -1,0 +1,144 @@
+"""The demo's PACS: a real Orthanc where it is installed, otherwise a storage SCP of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dicom_node.association.collector import StorageCollector
+from dicom_node.errors import PartFailed
+
+_START_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pacs:
+    """A running PACS on the loopback interface."""
+
+    ae_title: str
+    port: int
+    #: where a person finds what it holds
+    place: str
+    #: Orthanc's REST address; None for the collector
+    url: str | None
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free now, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def find_orthanc() -> str | None:
+    """Return the path of Orthanc, None where it is not installed."""
+    return shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
+
+
+@contextmanager
+def running_pacs(folder: Path, node_ae_title: str, node_port: int) -> Iterator[Pacs]:
+    """Run the best PACS there is until the block ends; raises PartFailed when it does not start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = find_orthanc()
+    if program is None:
+        collector = StorageCollector("DEMOPACS", 0, folder)
+        collector.start()
+        try:
+            yield Pacs("DEMOPACS", collector.port, str(folder), None)
+        finally:
+            collector.stop()
+        return
+    with running_orthanc(program, folder, node_ae_title, node_port) as pacs:
+        yield pacs
+
+
+@contextmanager
+def running_orthanc(
+    program: str, folder: Path, node_ae_title: str, node_port: int
+) -> Iterator[Pacs]:
+    """Run an Orthanc that takes objects from the node on this machine alone."""
+    dicom_port, http_port = free_ports(2)
+    settings = {
+        "Name": "dicom_node demo",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "Plugins": [],
+        "HttpPort": http_port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAet": "ORTHANC",
+        "DicomPort": dicom_port,
+        "DicomCheckCalledAet": True,
+        "DicomAlwaysAllowEcho": False,
+        "DicomAlwaysAllowStore": False,
+        # this Orthanc listens on all addresses: only the node, from this machine, may store
+        "DicomCheckModalityHost": True,
+        "DicomModalities": {"node": [node_ae_title, "127.0.0.1", node_port]},
+    }
+    path = folder / "orthanc.json"
+    path.write_text(json.dumps(settings, indent=1), "utf-8")
+    with (folder / "orthanc.log").open("wb") as log:
+        process = subprocess.Popen([program, str(path)], stdout=log, stderr=log)  # noqa: S603
+    url = f"http://127.0.0.1:{http_port}"
+    try:
+        _wait_for(url, process, folder / "orthanc.log")
+        yield Pacs("ORTHANC", dicom_port, f"{url}/app/explorer.html", url)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            get_json(f"{url}/system")
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise PartFailed(f"Orthanc does not answer at {url}; its log is {log}")
+
+
+def get_bytes(url: str, data: bytes | None = None) -> bytes:
+    """Ask the loopback REST interface of Orthanc; raises OSError."""
+    with urllib.request.urlopen(url, data=data, timeout=30) as answer:  # noqa: S310 - our own Orthanc
+        content: bytes = answer.read()
+    return content
+
+
+def get_json(url: str, data: bytes | None = None) -> Any:  # noqa: ANN401 - JSON
+    """Ask for JSON; raises OSError."""
+    return json.loads(get_bytes(url, data))
+
+
+def stored_objects(pacs: Pacs, study_instance_uid: str, folder: Path) -> list[Path]:
+    """Return copies of what the PACS holds of a study, below `folder`."""
+    if pacs.url is None:
+        return sorted(Path(pacs.place).rglob("*.dcm"))
+    found = []
+    for match in get_json(f"{pacs.url}/tools/lookup", study_instance_uid.encode()):
+        if match["Type"] != "Study":
+            continue
+        for instance in get_json(f"{pacs.url}/studies/{match['ID']}/instances"):
+            path = folder / f"{instance['ID']}.dcm"
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(get_bytes(f"{pacs.url}/instances/{instance['ID']}/file"))
+            found.append(path)
+    return found

@@ -1,0 +1,236 @@
+"""The demo: start a PACS and a node, send a cohort, wait for the overlays, show what came back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dicom_node import config
+from dicom_node.association.requestor import Peer, echo, send
+from dicom_node.config import NodeConfig
+from dicom_node.demo import settings
+from dicom_node.demo.cohort import Head, load_template, make_cohort
+from dicom_node.demo.mr_series import Acquisition, write_mr_series
+from dicom_node.demo.pacs import free_ports, running_pacs
+from dicom_node.demo.summary import show
+from dicom_node.errors import AssociationRefused, ConfigError, PartFailed
+from dicom_node.folders import Folders, cache_folder
+from dicom_node.store import job_table, result_table
+from dicom_node.store.database import Database
+
+_MARKER = ".dicom_node_demo"
+_SENDER = "DEMOSENDER"
+_START_S = 60.0
+_LIMIT_S = 3600.0
+_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DemoArguments:
+    """What the command line asked for."""
+
+    folder: Path
+    dicom: Path | None
+    keep_running: bool
+
+
+@dataclass(slots=True)
+class Sent:
+    """One series on its way through the node."""
+
+    name: str
+    study_instance_uid: str
+    series_instance_uid: str
+    files: list[Path] = field(repr=False)
+    #: the made head, with its planted lesions; None for a user's own series
+    head: Head | None = None
+
+
+def run_demo(arguments: DemoArguments, console: Console) -> int:
+    """Run the demo; returns 0 when every study came back.
+
+    Raises ConfigError when the folder is not the demo's, PartFailed when the node does not start.
+    """
+    started = time.monotonic()
+    folder = _fresh_folder(arguments.folder)
+    own = _own_series(arguments.dicom) if arguments.dicom else None
+    node_port, web_port = free_ports(2)
+    with running_pacs(folder / "pacs", settings.AE_TITLE, node_port) as pacs:
+        text = settings.config_text(
+            node_port, web_port, pacs, own[0].files if own else None, len(own or ())
+        )
+        (folder / "config.toml").write_text(text, "utf-8")
+        node = config.load(folder / "config.toml")
+        with _running_node(folder, node):
+            console.print(
+                f"The node receives on port {node_port}; its page: http://127.0.0.1:{web_port}/"
+            )
+            console.print(f"The PACS is {pacs.ae_title}: {pacs.place}", soft_wrap=True)
+            with _progress(console) as progress:
+                sent = _send_all(folder, node, own, progress)
+                complete = _wait(node, sent, progress)
+            found = show(folder, node, pacs, sent, console)
+            console.print(f"Done in {time.monotonic() - started:.0f} s.")
+            _stay(arguments, folder, console)
+    return 0 if complete and found else 1
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """Empty the demo's own folder; raises ConfigError rather than delete somebody's data."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARKER).exists():
+            raise ConfigError(f"--out {folder} holds other files; name a new folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARKER).touch()
+    return folder.resolve()
+
+
+def _own_series(folder: Path) -> list[Sent]:
+    """Find the CT and MR series below `folder`; raises ConfigError when they are too few."""
+    found: dict[str, Sent] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            ds = pydicom.dcmread(path, stop_before_pixels=True)
+        except (InvalidDicomError, OSError):
+            continue
+        if ds.get("Modality") in {"CT", "MR"}:
+            uid = str(ds.SeriesInstanceUID)
+            name = f"series {len(found) + 1}"
+            entry = found.setdefault(uid, Sent(name, str(ds.StudyInstanceUID), uid, []))
+            entry.files.append(path)
+    if len(found) < settings.FEWEST_SUBJECTS:
+        raise ConfigError(
+            f"--dicom {folder} holds {len(found)} CT or MR series; at least "
+            f"{settings.FEWEST_SUBJECTS} subjects of one protocol are needed"
+        )
+    return list(found.values())
+
+
+@contextmanager
+def _running_node(folder: Path, node: NodeConfig) -> Iterator[None]:
+    """Run the node as a user would, until the block ends."""
+    command = [sys.executable, "-m", "dicom_node", "serve", "--config", str(folder / "config.toml")]
+    with (folder / "node.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own module
+    try:
+        _wait_until_up(node, process, folder / "node.log")
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_up(node: NodeConfig, process: subprocess.Popen[bytes], log: Path) -> None:
+    peer = Peer("node", node.node.ae_title, node.receiver.bind, node.receiver.port)
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            echo(peer, _SENDER, 5.0)
+        except AssociationRefused:
+            time.sleep(0.3)
+        else:
+            return
+    raise PartFailed(
+        f"the node does not answer; its log is {log}:\n{log.read_text('utf-8')[-2000:]}"
+    )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def _send_all(
+    folder: Path, node: NodeConfig, own: list[Sent] | None, progress: Progress
+) -> list[Sent]:
+    """Send the user's series, or make the cohort and send each head as soon as it is made."""
+    peer = Peer("node", node.node.ae_title, node.receiver.bind, node.receiver.port)
+    total = len(own) if own else settings.N_NORMAL + settings.N_LESIONED
+    task = progress.add_task("Series sent by C-STORE", total=total)
+    sent = []
+    for entry in own if own else _cohort(folder):
+        send(peer, _SENDER, entry.files, lambda _path, _status: None, 60.0)
+        sent.append(entry)
+        progress.advance(task)
+        _say_plainly(progress, "")
+    return sent
+
+
+def _cohort(folder: Path) -> Iterator[Sent]:
+    """Make the built-in heads and write them as MR series."""
+    template = load_template(cache_folder())
+    for head in make_cohort(template, settings.N_NORMAL, settings.N_LESIONED, _SEED):
+        acquisition = Acquisition(patient_id=head.name, patient_name=f"Demo^{head.name}")
+        files = write_mr_series(
+            head.voxels, head.affine, folder / "cohort" / head.name, acquisition
+        )
+        first = pydicom.dcmread(files[0], stop_before_pixels=True)
+        yield Sent(
+            head.name, str(first.StudyInstanceUID), str(first.SeriesInstanceUID), files, head
+        )
+
+
+def _wait(node: NodeConfig, sent: Sequence[Sent], progress: Progress) -> bool:
+    """Wait until nothing is left to do; returns whether every series got a delivered result."""
+    database = Database(Folders(node.node.data_dir).database)
+    names = ("Series encoded", "Series scored", "Series with results in PACS")
+    tasks = [progress.add_task(name, total=len(sent)) for name in names]
+    deadline = time.monotonic() + _LIMIT_S
+    said = ""
+    while time.monotonic() < deadline:
+        with database.read() as db:
+            jobs = job_table.counts(db)
+            delivered, ended = result_table.progress_of(db)
+        for task, value in zip(
+            tasks, (jobs.get("tokenize done", 0), jobs.get("score done", 0), delivered), strict=True
+        ):
+            progress.update(task, completed=value)
+        said = _say_plainly(progress, said)
+        if ended >= len(sent):
+            return delivered >= len(sent)
+        time.sleep(0.5)
+    return False
+
+
+def _say_plainly(progress: Progress, said: str) -> str:
+    """Where no terminal draws the bars, print a line whenever they have moved; returns it."""
+    line = ", ".join(
+        f"{task.description} {task.completed:.0f}/{task.total:.0f}" for task in progress.tasks
+    )
+    if not progress.console.is_terminal and line != said:
+        progress.console.print(line, soft_wrap=True)
+    return line
+
+
+def _stay(arguments: DemoArguments, folder: Path, console: Console) -> None:
+    """Keep the node up until Ctrl-C, or say how to start it again."""
+    if not arguments.keep_running:
+        console.print(
+            f"Look again: dicom-node serve --config {folder / 'config.toml'}, then open the page; "
+            "or run the demo with --keep-running.",
+            soft_wrap=True,
+        )
+        return
+    console.print("The node stays up. Ctrl-C ends it.")
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,135 @@
+"""The demo's end: a table, pictures, and how the planted lesions fared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from dicom_node.config import NodeConfig, digest
+from dicom_node.demo.check import Returned, lesion_ranks, sort_returned
+from dicom_node.demo.cohort import Head
+from dicom_node.demo.pacs import Pacs, stored_objects
+from dicom_node.findings import Finding
+from dicom_node.folders import Folders
+from dicom_node.store import result_table
+from dicom_node.store.database import Database
+
+_HIGHEST = 3
+_SMALLEST_ML = 0.5
+
+
+class SentSeries(Protocol):
+    """What the summary needs of a sent series."""
+
+    name: str
+    study_instance_uid: str
+    series_instance_uid: str
+    head: Head | None
+
+
+def show(
+    folder: Path, node: NodeConfig, pacs: Pacs, sent: Sequence[SentSeries], console: Console
+) -> bool:
+    """Print what came back; returns whether the planted lesions were found as promised."""
+    database = Database(Folders(node.node.data_dir).database)
+    table = Table(
+        "study", "score", "percentile", "findings: volume, centre (x, y, z) LPS mm", "in the PACS"
+    )
+    scores: dict[str, float] = {}
+    missed: list[str] = []
+    for entry in sent:
+        with database.read() as db:
+            row = result_table.series_row(db, entry.series_instance_uid)
+            findings = result_table.findings_of(db, row.score_id) if row and row.score_id else []
+        if row is None or row.score_id is None:
+            table.add_row(entry.name, "-", "-", str(row.reason if row else "not received"), "-")
+            continue
+        scores[entry.name] = row.subject_score
+        files = stored_objects(pacs, entry.study_instance_uid, folder / "returned" / entry.name)
+        returned = sort_returned(files, entry.study_instance_uid)
+        _keep_picture(folder, node, database, row.score_id, entry.name)
+        table.add_row(
+            entry.name,
+            f"{row.subject_score:.1f}",
+            f"{row.percentile:.0f} of {row.n_reference}",
+            _list_findings(findings),
+            _where(returned),
+        )
+        missed += _missed(entry, returned)
+    console.print(table)
+    console.print(f"Pictures: {folder / 'pictures'}", soft_wrap=True)
+    return _verdict(sent, scores, missed, console)
+
+
+def _list_findings(findings: Sequence[Finding]) -> str:
+    lines = [
+        f"{f.rank}: {f.volume_ml:.1f} ml at "
+        f"({', '.join(f'{v:.0f}' for v in f.centroid_mm)}), peak {f.max_score:.1f}"
+        for f in findings[:_HIGHEST]
+    ]
+    more = len(findings) - _HIGHEST
+    return (
+        "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
+        or "none above the threshold"
+    )
+
+
+def _where(returned: Returned) -> str:
+    """Say where a study's SEG and SC lie."""
+    parts = []
+    if returned.segmentation:
+        parts.append(f"SEG {returned.segmentation.name}")
+    if returned.secondary_captures:
+        parts.append(
+            f"{len(returned.secondary_captures)} SC in {returned.secondary_captures[0].parent.name}"
+        )
+    return "\n".join(parts) or "nothing"
+
+
+def _keep_picture(
+    folder: Path, node: NodeConfig, database: Database, score_id: int, name: str
+) -> None:
+    with database.read() as db:
+        identity = result_table.score_identity(db, score_id)
+    source = Folders(node.node.data_dir).results / digest(*identity) / "summary.png"
+    (folder / "pictures").mkdir(exist_ok=True)
+    shutil.copyfile(source, folder / "pictures" / f"{name.replace(' ', '-')}.png")
+
+
+def _missed(entry: SentSeries, returned: Returned) -> list[str]:
+    """Name the planted lesions that do not lie in one of the three highest findings."""
+    if entry.head is None:
+        return []
+    ranks = lesion_ranks(entry.head, returned.segmentation)
+    return [
+        f"{entry.name}: {lesion.volume_ml:.1f} ml, contrast {lesion.contrast}, in finding {rank}"
+        for lesion, rank in zip(entry.head.lesions, ranks, strict=True)
+        if lesion.volume_ml >= _SMALLEST_ML and (rank is None or rank > _HIGHEST)
+    ]
+
+
+def _verdict(
+    sent: Sequence[SentSeries], scores: dict[str, float], missed: list[str], console: Console
+) -> bool:
+    """Say how the planted lesions fared; True for a user's own series, where nothing is known."""
+    heads: list[Any] = [entry for entry in sent if entry.head is not None and entry.name in scores]
+    lesioned = [entry for entry in heads if entry.head.lesions]
+    normal = [scores[entry.name] for entry in heads if not entry.head.lesions]
+    if not lesioned or not normal:
+        return True
+    planted = sum(len(entry.head.lesions) for entry in lesioned)
+    low = [entry.name for entry in lesioned if scores[entry.name] <= median(normal)]
+    console.print(
+        f"{planted - len(missed)} of {planted} planted lesions lie in one of the three highest "
+        f"findings of their study; {len(lesioned) - len(low)} of {len(lesioned)} studies with "
+        "lesions score above the median of those without."
+    )
+    for line in missed:
+        console.print(f"[red]missed:[/] {line}")
+    return not missed and not low

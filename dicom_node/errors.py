@@ -1,0 +1,191 @@
+"""The exception tree. The class docstring is the default message; identifiers are attributes.
+
+::
+
+    NodeError                          HALT
+    ├── ConfigError                    HALT    the command line prints file and key, exit 2
+    ├── PartFailed                     HALT    a supervised process cannot start
+    ├── InputError                     REJECT  what was received is at fault
+    │   ├── InstanceRejected (.status)         UnsupportedSOPClass, DataSetMismatch,
+    │   │                                      UnreadableDataSet
+    │   └── SeriesRejected                     InconsistentSeries, IrregularGeometry,
+    │                                          UnsupportedPixels, NoMatchingProtocol,
+    │                                          NotScorable, EmptyForeground
+    ├── InsufficientReference          WAIT    re-run when the batch has grown
+    ├── ScoringError                   HALT    NonFiniteScores, WeightsMissing, WeightsMismatch
+    ├── ObjectError                    HALT    we made an invalid object: a bug
+    ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
+    │                                          ContextNotAccepted, StoreFailed (.status)
+    └── StoreError                     RETRY   InboxFull (.status 0xA700), DatabaseUnavailable
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from pathlib import Path
+
+
+class Disposition(Enum):
+    """What the worker does with a job that raised."""
+
+    RETRY = "retry"
+    WAIT = "wait"
+    REJECT = "reject"
+    HALT = "halt"
+
+
+class StoreStatus(IntEnum):
+    """C-STORE response statuses (PS3.4 B.2.3, PS3.7 C.4)."""
+
+    SUCCESS = 0x0000
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    OUT_OF_RESOURCES = 0xA700
+    DATA_SET_MISMATCH = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+
+
+class NodeError(Exception):
+    """The node failed."""
+
+    disposition = Disposition.HALT
+
+    def __init__(self, message: str | None = None, **attributes: object) -> None:
+        super().__init__(message or (self.__class__.__doc__ or "").strip().splitlines()[0])
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+class ConfigError(NodeError):
+    """The configuration is not valid."""
+
+
+class PartFailed(NodeError):
+    """A part of the node could not start."""
+
+
+class InputError(NodeError):
+    """What was received is at fault."""
+
+    disposition = Disposition.REJECT
+
+
+class InstanceRejected(InputError):
+    """The instance was refused; ``status`` goes back to the sender."""
+
+    status: int = StoreStatus.CANNOT_UNDERSTAND
+
+
+class UnsupportedSOPClass(InstanceRejected):
+    """The SOP Class is not one this node accepts."""
+
+    status = StoreStatus.SOP_CLASS_NOT_SUPPORTED
+
+
+class DataSetMismatch(InstanceRejected):
+    """The data set does not match its SOP Class or SOP Instance UID."""
+
+    status = StoreStatus.DATA_SET_MISMATCH
+
+
+class UnreadableDataSet(InstanceRejected):
+    """The data set cannot be read."""
+
+    status = StoreStatus.CANNOT_UNDERSTAND
+
+
+class SeriesRejected(InputError):
+    """The series cannot be scored."""
+
+
+class InconsistentSeries(SeriesRejected):
+    """The instances of the series do not belong to one volume."""
+
+
+class IrregularGeometry(SeriesRejected):
+    """The slices of the series do not form a regular volume."""
+
+
+class UnsupportedPixels(SeriesRejected):
+    """The pixel data of the series cannot be decoded."""
+
+
+class NoMatchingProtocol(SeriesRejected):
+    """No protocol rule of the configuration matches the series."""
+
+
+class NotScorable(SeriesRejected):
+    """The series holds no CT or MR image; it was filed and is not scored."""
+
+
+class EmptyForeground(SeriesRejected):
+    """No foreground was found in the volume."""
+
+
+class InsufficientReference(NodeError):
+    """The reference batch is smaller than its minimum."""
+
+    disposition = Disposition.WAIT
+
+
+class ScoringError(NodeError):
+    """The study could not be scored."""
+
+
+class NonFiniteScores(ScoringError):
+    """A score is not a finite number."""
+
+
+class WeightsMissing(ScoringError):
+    """The encoder weights file does not exist."""
+
+
+class WeightsMismatch(ScoringError):
+    """The encoder weights file is not the one that was named."""
+
+
+class ObjectError(NodeError):
+    """A result object could not be made."""
+
+
+class DeliveryError(NodeError):
+    """A result object could not be delivered."""
+
+    disposition = Disposition.RETRY
+    destination: str = ""
+
+
+class AssociationRefused(DeliveryError):
+    """The destination refused the association or could not be reached."""
+
+
+class AssociationLost(DeliveryError):
+    """The association ended before the destination answered."""
+
+
+class ContextNotAccepted(DeliveryError):
+    """The destination accepts no presentation context for the object."""
+
+    paths: tuple[Path, ...] = ()
+
+
+class StoreFailed(DeliveryError):
+    """The destination answered C-STORE with a failure status."""
+
+    status: int = 0
+    path: Path = Path()
+
+
+class StoreError(NodeError):
+    """The node's own store failed."""
+
+    disposition = Disposition.RETRY
+
+
+class InboxFull(StoreError):
+    """The disk reserve is reached; nothing more is accepted."""
+
+    status: int = StoreStatus.OUT_OF_RESOURCES
+
+
+class DatabaseUnavailable(StoreError):
+    """The ledger does not answer."""

@@ -1,0 +1,315 @@
+"""Received bytes -> durable file, once per content; nothing is named by a UID as it came."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import struct
+import zlib
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import data_element_generator
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from dicom_node.errors import DataSetMismatch, InboxFull, UnreadableDataSet
+from dicom_node.series import FiledInstance, ReceivedInstance
+
+#: names the software that wrote a file (PS3.10 7.1); 2.25 and a UUID, as PS3.5 B.2 allows
+IMPLEMENTATION_CLASS_UID = "2.25.132816374613287269034445966440916323376"
+
+_SOP_CLASS = 0x00080016
+_SOP_INSTANCE = 0x00080018
+_MODALITY = 0x00080060
+_STUDY = 0x0020000D
+_SERIES = 0x0020000E
+_SAMPLES = 0x00280002
+_PHOTOMETRIC = 0x00280004
+_FRAMES = 0x00280008
+_ROWS = 0x00280010
+_COLUMNS = 0x00280011
+_BITS = 0x00280100
+_PIXEL_DATA = 0x7FE00010
+_KEPT: list[BaseTag | int] = [
+    BaseTag(tag)
+    for tag in (
+        *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES),
+        *(_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS),
+    )
+]
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM = 0xE000
+_SEQUENCE_DELIMITER = 0xE0DD
+_UID = re.compile(r"[0-9.]{1,64}")
+#: a deflated data set that grows beyond this is an attack, not an image
+_MAX_INFLATED_BYTES = 2 * 2**30
+#: what pydicom raises on bytes that are no data set
+_PARSE_ERRORS = (
+    *(ValueError, LookupError, TypeError, AttributeError, NotImplementedError, OverflowError),
+    *(EOFError, OSError, struct.error, RecursionError, InvalidDicomError, UserWarning),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _PixelElement:
+    """Where Pixel Data (7FE0,0010) begins."""
+
+    length: int
+    #: of its value, in the inflated data set
+    offset: int
+
+
+class _Header:
+    """The few attributes the inbox needs, and the place of the pixels."""
+
+    def __init__(self, data: bytes, syntax: UID) -> None:
+        self._little_endian = syntax.is_little_endian
+        self._values: dict[int, bytes] = {}
+        self.pixels: _PixelElement | None = None
+        stream = BytesIO(data)
+
+        def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
+            if tag == _PIXEL_DATA:
+                self.pixels = _PixelElement(length, stream.tell())
+            return int(tag) >= _PIXEL_DATA
+
+        try:
+            elements = data_element_generator(
+                stream,
+                syntax.is_implicit_VR,
+                syntax.is_little_endian,
+                at_pixels,
+                specific_tags=_KEPT,
+            )
+            for element in elements:
+                if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+                    self._values[int(element.tag)] = element.value
+        except _PARSE_ERRORS as error:
+            raise UnreadableDataSet("the data set cannot be parsed") from error
+
+    def text(self, tag: int) -> str:
+        """Return a value as text, empty when it is absent; without the global validation."""
+        return self._values.get(tag, b"").decode("ascii", "replace").strip(" \0")
+
+    def uid(self, tag: int) -> str:
+        """Return a UID; raises UnreadableDataSet that names the attribute."""
+        value = self.text(tag)
+        if not value:
+            raise UnreadableDataSet(f"{keyword_for_tag(tag)} is missing")
+        if not _UID.fullmatch(value):
+            raise UnreadableDataSet(f"{keyword_for_tag(tag)} is not a UID")
+        return value
+
+    def number(self, tag: int) -> int:
+        """Return a US value; raises UnreadableDataSet that names the attribute."""
+        value = self._values.get(tag, b"")
+        if len(value) < 2:
+            raise UnreadableDataSet(f"{keyword_for_tag(tag)} is missing")
+        return int.from_bytes(value[:2], "little" if self._little_endian else "big")
+
+    def n_frames(self) -> int:
+        """Return Number of Frames, 1 when it is absent."""
+        text = self.text(_FRAMES).split("\\")[0] or "1"
+        if not text.isdigit() or len(text) > 9:
+            raise UnreadableDataSet("NumberOfFrames is not a number")
+        return int(text)
+
+
+class Inbox:
+    """The folder of received instances: ``<first two digits>/<SHA-256 of the data set>.dcm``."""
+
+    def __init__(self, root: Path, reserve_bytes: int) -> None:
+        self._root = root
+        self._reserve_bytes = reserve_bytes
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def file_instance(self, received: ReceivedInstance) -> FiledInstance:
+        """Check one instance and make it durable; the same content again changes nothing.
+
+        Raises InboxFull below the disk reserve, DataSetMismatch when the data set is not what the
+        C-STORE request says, UnreadableDataSet when it is damaged, incomplete or without identity.
+        """
+        self._check_space(len(received.encoded))
+        header = _checked(received)
+        digest = sha256(received.encoded).hexdigest()
+        target = self._root / digest[:2] / f"{digest}.dcm"
+        start = _file_start(received)
+        size_bytes = len(start) + len(received.encoded)
+        if not target.exists():
+            self._write(target, start, received.encoded)
+        return FiledInstance(
+            sop_instance_uid=received.affected_sop_instance_uid,
+            sop_class_uid=received.affected_sop_class_uid,
+            series_instance_uid=header.uid(_SERIES),
+            study_instance_uid=header.uid(_STUDY),
+            modality=header.text(_MODALITY),
+            transfer_syntax_uid=received.transfer_syntax_uid,
+            file_name=f"{digest[:2]}/{digest}.dcm",
+            size_bytes=size_bytes,
+            sha256=digest,
+            association_id=received.association_id,
+            calling_ae_title=received.calling_ae_title,
+        )
+
+    def sweep(self) -> int:
+        """Remove what a killed node left half written, before receiving; returns how many."""
+        stale = list(self._root.glob("*/*.part"))
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    def _check_space(self, n_bytes: int) -> None:
+        free = shutil.disk_usage(self._root).free
+        if free - n_bytes < self._reserve_bytes:
+            raise InboxFull(
+                f"disk reserve reached: {free >> 20} MiB free, {self._reserve_bytes >> 20} MiB kept"
+            )
+
+    def _write(self, target: Path, start: bytes, encoded: bytes) -> None:
+        folder = target.parent
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self._root)
+        # two associations may bring the same content at once: each writes its own
+        partial = folder / f"{target.stem}.{uuid4().hex}.part"
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(start)
+                stream.write(encoded)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(folder)
+
+
+def _checked(received: ReceivedInstance) -> _Header:
+    """Return the header of an instance that is whole and is what its sender says."""
+    syntax = UID(received.transfer_syntax_uid)
+    data = _inflated(received.encoded) if syntax.is_deflated else received.encoded
+    header = _Header(data, syntax)
+    if header.uid(_SOP_CLASS) != received.affected_sop_class_uid:
+        raise DataSetMismatch("SOPClassUID differs from the Affected SOP Class UID")
+    if header.uid(_SOP_INSTANCE) != received.affected_sop_instance_uid:
+        raise DataSetMismatch("SOPInstanceUID differs from the Affected SOP Instance UID")
+    for tag in (_STUDY, _SERIES):
+        header.uid(tag)
+    _check_pixels(header, data, syntax)
+    return header
+
+
+def _inflated(encoded: bytes) -> bytes:
+    """Return the data set behind Deflated Explicit VR Little Endian (PS3.5 A.5)."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(encoded, _MAX_INFLATED_BYTES)
+    except zlib.error as error:
+        raise UnreadableDataSet("the deflated data set is damaged") from error
+    if not inflater.eof:
+        raise UnreadableDataSet(f"the deflated data set is cut off after {len(encoded)} bytes")
+    return data
+
+
+def _check_pixels(header: _Header, data: bytes, syntax: UID) -> None:
+    """Raise UnreadableDataSet unless every frame is there."""
+    if header.pixels is None:
+        raise UnreadableDataSet(f"no PixelData: the data set ends after {len(data)} bytes")
+    encapsulated = syntax.is_encapsulated
+    if encapsulated != (header.pixels.length == _UNDEFINED):
+        kind = "encapsulated" if encapsulated else "native"
+        raise UnreadableDataSet(f"PixelData is not {kind}, as its transfer syntax says")
+    if encapsulated:
+        _check_fragments(data, header.pixels.offset, header.n_frames())
+    else:
+        _check_native(header, header.pixels, len(data))
+
+
+def _check_native(header: _Header, pixels: _PixelElement, n_bytes: int) -> None:
+    found = min(pixels.length, n_bytes - pixels.offset)
+    expected = max(pixels.length, _native_bytes(header))
+    if found < expected:
+        raise UnreadableDataSet(f"PixelData is cut off: {expected} bytes expected, {found} found")
+
+
+def _native_bytes(header: _Header) -> int:
+    """Return the length of the frames (PS3.5 8.1.1, without the padding byte)."""
+    samples = header.number(_SAMPLES)
+    n_bits = header.number(_ROWS) * header.number(_COLUMNS) * header.number(_BITS) * samples
+    if header.text(_PHOTOMETRIC) == "YBR_FULL_422":
+        n_bits = n_bits * 2 // 3  # two chroma samples for every second pixel (PS3.3 C.7.6.3.1.2)
+    return (n_bits * header.n_frames() + 7) // 8
+
+
+def _check_fragments(data: bytes, offset: int, n_frames: int) -> None:
+    """Walk the items of encapsulated pixels to the delimiter (PS3.5 A.4)."""
+    n_items = 0
+    while offset + 8 <= len(data):
+        group, element, length = struct.unpack_from("<HHL", data, offset)
+        if (group, element) == (0xFFFE, _SEQUENCE_DELIMITER):
+            # the first item is the offset table; a frame has at least one fragment
+            if n_items - 1 < n_frames:
+                raise UnreadableDataSet(
+                    f"PixelData: {n_frames} frames expected, {max(n_items - 1, 0)} fragments found"
+                )
+            return
+        if (group, element) != (0xFFFE, _ITEM) or length == _UNDEFINED:
+            raise UnreadableDataSet("PixelData holds something that is no fragment")
+        offset += 8 + length
+        n_items += 1
+    raise UnreadableDataSet(
+        f"PixelData is cut off: {max(offset, len(data)) + 8} bytes expected, {len(data)} found"
+    )
+
+
+def _file_start(received: ReceivedInstance) -> bytes:
+    """Return preamble, prefix and file meta information (PS3.10 7.1).
+
+    Built by hand: the same bytes as the library's, a hundred times faster, once per instance.
+    """
+    meta = b"".join(
+        (
+            _meta_element(0x0001, b"OB", b"\x00\x01"),
+            _meta_element(0x0002, b"UI", received.affected_sop_class_uid.encode("ascii")),
+            _meta_element(0x0003, b"UI", received.affected_sop_instance_uid.encode("ascii")),
+            _meta_element(0x0010, b"UI", received.transfer_syntax_uid.encode("ascii")),
+            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode("ascii")),
+            _meta_element(0x0016, b"AE", _ae_title(received.calling_ae_title)),
+        )
+    )
+    length = struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(meta))
+    return b"".join((bytes(128), b"DICM", length, meta))
+
+
+def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
+    if len(value) % 2:
+        value += b" " if vr == b"AE" else b"\0"
+    if vr == b"OB":
+        return struct.pack("<HH2sHL", 0x0002, element, vr, 0, len(value)) + value
+    return struct.pack("<HH2sH", 0x0002, element, vr, len(value)) + value
+
+
+def _ae_title(title: str) -> bytes:
+    return title.encode("ascii", "replace")[:16].strip() or b"UNKNOWN"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

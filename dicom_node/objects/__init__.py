@@ -1,0 +1,1 @@
+"""Findings -> DICOM result objects and pictures."""

@@ -1,0 +1,348 @@
+"""Who made an object, from what, and when: identifiers, headers and stamps of result objects.
+
+Everything here is a function of the score and its source, so that the same score makes the same
+bytes: a PACS that already holds a SOP Instance UID silently keeps its old content.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
+from uuid import NAMESPACE_OID, uuid5
+
+import numpy as np
+from pydicom import config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pydicom.valuerep import DA, DT, TM, validate_value
+
+from dicom_node import __version__
+from dicom_node.errors import ObjectError
+from dicom_node.findings import ScoreSummary
+
+MANUFACTURER = "dicom_node"
+MODEL_NAME = "dicom_node anomaly detection"
+#: a person name with a caret: a single component draws warnings
+CREATOR_NAME = "dicom_node^"
+#: burned into every picture, written into every description
+RESEARCH_ONLY = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
+CHARACTER_SET = "ISO_IR 192"
+
+#: Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), type 2: empty when unknown
+_TYPE_2 = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+#: the same modules, what else says whose study it is
+_IDENTITY = (
+    "IssuerOfPatientID",
+    "TypeOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "OtherPatientIDsSequence",
+    "PatientBirthTime",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "EthnicGroup",
+    "PatientComments",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "StudyInstanceUID",
+    "StudyDescription",
+    "IssuerOfAccessionNumberSequence",
+    "PhysiciansOfRecord",
+    "ProcedureCodeSequence",
+    "AdmittingDiagnosesDescription",
+    "AdditionalPatientHistory",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "TimezoneOffsetFromUTC",
+)
+#: what a derived object needs to know of the image and of the device that acquired it
+_IMAGE = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "Modality",
+    "ImageType",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "BodyPartExamined",
+    "Laterality",
+    "PatientPosition",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "SliceLocation",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "AcquisitionDateTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SoftwareVersions",
+    "DeviceSerialNumber",
+    "InstitutionName",
+    "InstitutionalDepartmentName",
+    "InstitutionAddress",
+    "StationName",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "DimensionOrganizationSequence",
+    "DimensionIndexSequence",
+    "DimensionOrganizationType",
+)
+_SEXES = ("M", "F", "O", "")
+_OFFSET = re.compile(r"([+-])(\d{2})([0-5]\d)")
+
+
+def derived_uid(*parts: str) -> str:
+    r"""Return a UUID-derived UID (PS3.5 B.2), the same for the same parts.
+
+    The parts are joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ.
+    """
+    return f"2.25.{uuid5(NAMESPACE_OID, chr(0x1F).join(parts)).int}"
+
+
+#: in the file meta information of every object, also when highdicom encoded it
+IMPLEMENTATION_CLASS_UID = derived_uid(MANUFACTURER, "implementation class")
+#: the same for every node: it tells the receiver not to score what a node made
+INSTANCE_CREATOR_UID = derived_uid(MANUFACTURER, "instance creator")
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The device that made an object, as the General Equipment module has it (PS3.3 C.7.5.1)."""
+
+    manufacturer: str
+    model_name: str
+    #: program, fingerprint of the scoring, reference batch; a list, for a tuple draws warnings
+    software_versions: list[str]
+    serial_number: str
+
+
+def equipment(score: ScoreSummary, node_id: str) -> Equipment:
+    """Return this node as the equipment behind a score."""
+    versions = [__version__, score.fingerprint, score.batch_version]
+    return Equipment(MANUFACTURER, MODEL_NAME, [text[:64] for text in versions], node_id[:64])
+
+
+@dataclass(frozen=True, slots=True)
+class Identifiers:
+    """The UIDs of one kind of object made from one score of one series."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def series_uid(self) -> str:
+        """Series Instance UID."""
+        return derived_uid(*self.parts, "series")
+
+    def instance_uid(self, index: int) -> str:
+        """Return the SOP Instance UID of the object with this index in the series."""
+        return derived_uid(*self.parts, str(index))
+
+    def tracking_uid(self, rank: int) -> str:
+        """Return the Tracking UID of a finding: the kind of object is left out on purpose."""
+        return derived_uid(*self.parts[:-1], "finding", str(rank))
+
+
+def identifiers(headers: Sequence[Dataset], score: ScoreSummary, kind: str) -> Identifiers:
+    """Derive the UIDs: anything that changes the content makes a new series."""
+    members = "\n".join(sorted(str(ds.SOPInstanceUID) for ds in headers))
+    return Identifiers(
+        (
+            str(headers[0].SeriesInstanceUID),
+            sha256(members.encode()).hexdigest(),
+            score.fingerprint,
+            score.batch_version,
+            repr(float(score.threshold)),
+            kind,
+        )
+    )
+
+
+def sanitized_headers(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Copy what a derived object needs of the source headers, with the faults taken out.
+
+    Missing type 2 attributes are filled, invalid values dropped, text is Unicode; pixels, private
+    attributes and curves stay behind. The originals are not changed.
+    """
+    copies = [_sanitized(ds) for ds in datasets]
+    thickness = _slice_distance_mm(copies)
+    for ds in copies:
+        if "NumberOfFrames" not in ds and not ds.get("SliceThickness"):
+            ds.SliceThickness = round(thickness, 6)
+    return copies
+
+
+def _sanitized(source: Dataset) -> Dataset:
+    ds = Dataset()
+    for element in _elements(source, [*_TYPE_2, *_IDENTITY, *_IMAGE]):
+        if _is_valid(element):
+            ds.add(element)
+    for keyword in _TYPE_2:
+        if keyword not in ds:
+            setattr(ds, keyword, "")
+    ds.Modality = ds.get("Modality") or "OT"
+    if ds.get("TimezoneOffsetFromUTC") and _zone(ds) is None:
+        del ds.TimezoneOffsetFromUTC
+    return ds
+
+
+def _elements(source: Dataset, keywords: Iterable[str]) -> Iterator[DataElement]:
+    """Yield copies of the elements that are there and can be read, unchecked and as Unicode."""
+    for keyword in keywords:
+        tag = tag_for_keyword(keyword)
+        if tag is None or tag not in source:
+            continue
+        try:
+            # raw elements are checked on first access: here the faulty ones are wanted too
+            with config.disable_value_validation():
+                element = source[tag]
+            value = str(element.value or "") if element.VR == "PN" else deepcopy(element.value)
+        except (ValueError, TypeError, NotImplementedError):
+            continue  # the sender's value is not of its VR: as good as missing
+        ignore = config.IGNORE
+        yield DataElement(tag, dictionary_VR(tag), value, validation_mode=ignore)
+
+
+def _is_valid(element: DataElement) -> bool:
+    """Tell whether highdicom and the writer take the element without complaint."""
+    if element.VR == "SQ":
+        return True
+    if element.keyword == "PatientSex":
+        return element.value in _SEXES
+    values = element.value if element.VM > 1 else [element.value]
+    try:
+        for value in values:
+            _check_value(element.VR, value)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    # a name of one component is legal and verbose libraries warn of it: see carry_identity
+    return element.VR != "PN" or not str(element.value) or "^" in str(element.value)
+
+
+def _check_value(vr: str, value: object) -> None:
+    """Raise ValueError if the value is not of its VR."""
+    parsers = {"DA": DA, "TM": TM, "DT": DT}
+    if value and vr in parsers:
+        parsers[vr](str(value))
+    if isinstance(value, str) or vr == "PN":
+        validate_value(vr, str(value), config.RAISE)
+
+
+def _slice_distance_mm(headers: Sequence[Dataset]) -> float:
+    """Return the distance of the first two slices; 1 when there is only one."""
+    if len(headers) < 2:
+        return float(headers[0].get("SpacingBetweenSlices") or 1.0)
+    first, second = (np.asarray(ds.ImagePositionPatient, dtype=float) for ds in headers[:2])
+    return float(np.linalg.norm(second - first)) or 1.0
+
+
+def _zone(header: Dataset) -> timezone | None:
+    """Return the source's own time zone, if it says so."""
+    match = _OFFSET.fullmatch(str(header.get("TimezoneOffsetFromUTC") or "").strip())
+    if match is None:
+        return None
+    offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+    return (
+        timezone(-offset if match[1] == "-" else offset) if offset < timedelta(hours=24) else None
+    )
+
+
+def common_arguments(
+    headers: Sequence[Dataset], score: ScoreSummary, node_id: str
+) -> dict[str, object]:
+    """Return what every highdicom constructor of ours is given: equipment, text, qualification."""
+    if not headers:
+        raise ObjectError("an object needs at least one source header")
+    device = equipment(score, node_id)
+    return {
+        "manufacturer": device.manufacturer,
+        "manufacturer_model_name": device.model_name,
+        "software_versions": device.software_versions,
+        "device_serial_number": device.serial_number,
+        "content_qualification": "RESEARCH",
+        "specific_character_set": CHARACTER_SET,
+    }
+
+
+def finish(ds: Dataset, source: Dataset, score: ScoreSummary, uids: Identifiers) -> None:
+    """Give an object its source's identity and the score's time, in place of the clock's."""
+    carry_identity(ds, source)
+    ds.InstanceCreatorUID = INSTANCE_CREATOR_UID
+    _stamp(ds, score.scored_at.astimezone(_zone(source)) if _zone(source) else score.scored_at)
+    _name_dimensions(ds, derived_uid(*uids.parts, "dimensions"))
+    ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    ds.file_meta.ImplementationVersionName = f"DICOMNODE_{__version__}"[:16]
+
+
+def carry_identity(ds: Dataset, source: Dataset) -> None:
+    """Copy whose study it is, verbatim.
+
+    Text is kept even where it breaks a length: a PACS would file another Patient ID as another
+    patient. Dates, times, codes and sequences are kept only where they are valid.
+    """
+    for element in _elements(source, [*_TYPE_2, *_IDENTITY]):
+        if element.VR in ("LO", "SH", "PN", "LT") or _is_valid(element):
+            ds.add(element)
+    if "TimezoneOffsetFromUTC" in ds and _zone(ds) is None:
+        del ds.TimezoneOffsetFromUTC
+
+
+def _stamp(ds: Dataset, moment: datetime) -> None:
+    """Replace every time that was read from the clock."""
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
+    ds.InstanceCreationDate, ds.InstanceCreationTime = date, time
+    ds.SeriesDate, ds.SeriesTime = date, time
+    ds.ContentDate, ds.ContentTime = date, time
+    if "DateOfSecondaryCapture" in ds:
+        ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = date, time
+    for item in ds.get("ContributingEquipmentSequence", []):
+        # the acquisition device's own time comes from the source and stays
+        if item.PurposeOfReferenceCodeSequence[0].CodeValue == "109101":
+            continue
+        item.ContributionDateTime = date + time
+
+
+def _name_dimensions(ds: Dataset, uid: str) -> None:
+    """Replace the random Dimension Organization UID."""
+    for keyword in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+        for item in ds.get(keyword, []):
+            if "DimensionOrganizationUID" in item:
+                item.DimensionOrganizationUID = uid

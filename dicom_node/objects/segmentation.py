@@ -1,0 +1,116 @@
+"""Findings -> BINARY Segmentation on the source grid, one segment per finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_node.errors import ObjectError
+from dicom_node.findings import Finding, LabelMap, ScoreSummary
+from dicom_node.objects import provenance
+from dicom_node.objects.drawing import finding_color
+
+#: CID 7150 and CID 7159; "lesion" of no organ, for the score knows no anatomy
+_CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+_TYPE = Code("52988006", "SCT", "Lesion")
+#: CID 7162
+_FAMILY = Code("123110", "DCM", "Artificial Intelligence")
+
+
+def make_segmentation(
+    headers: Sequence[Dataset],
+    labels: LabelMap,
+    findings: Sequence[Finding],
+    score: ScoreSummary,
+    *,
+    node_id: str,
+    series_number: int,
+    series_description: str,
+) -> hd.seg.Segmentation | None:
+    """(depth, height, width) ranks -> Segmentation; None without findings.
+
+    ``headers`` are in the order of axis 0, one per slice, or one multi-frame header whose
+    frames are in that order. An empty segmentation would say nothing, so none is made.
+
+    Raises ObjectError if labels, findings and headers do not belong together.
+    """
+    if not findings:
+        return None
+    _check_labels(headers, labels, findings)
+    uids = provenance.identifiers(headers, score, "segmentation")
+    segmentation = hd.seg.Segmentation(
+        source_images=provenance.sanitized_headers(headers),
+        pixel_array=labels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(finding, score, uids) for finding in findings],
+        series_instance_uid=uids.series_uid,
+        series_number=series_number,
+        sop_instance_uid=uids.instance_uid(1),
+        instance_number=1,
+        content_label="ANOMALY",
+        content_description="Suspected anomalies, research use only",
+        content_creator_name=provenance.CREATOR_NAME,
+        series_description=series_description[:64],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=True,
+        **provenance.common_arguments(headers, score, node_id),
+    )
+    provenance.finish(segmentation, headers[0], score, uids)
+    return segmentation
+
+
+def _check_labels(
+    headers: Sequence[Dataset], labels: LabelMap, findings: Sequence[Finding]
+) -> None:
+    """Refuse what would put a segment in the wrong place, or store an empty one."""
+    first = headers[0]
+    n_slices = int(first.get("NumberOfFrames", 1)) if len(headers) == 1 else len(headers)
+    expected = (n_slices, int(first.Rows), int(first.Columns))
+    if labels.shape != expected:
+        raise ObjectError(f"the label map is {labels.shape}, the source series {expected}")
+    if any(not ds.get("FrameOfReferenceUID") for ds in headers):
+        raise ObjectError("the source series has no Frame of Reference UID")
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1
+    ranks = [finding.rank for finding in findings]
+    if ranks != list(range(1, len(ranks) + 1)) or present.tolist() != ranks:
+        raise ObjectError(f"the label map holds {present.tolist()}, the findings are {ranks}")
+
+
+def _segment(
+    finding: Finding, score: ScoreSummary, uids: provenance.Identifiers
+) -> hd.seg.SegmentDescription:
+    """Describe one segment."""
+    red, green, blue = finding_color(finding.rank)
+    return hd.seg.SegmentDescription(
+        segment_number=finding.rank,
+        segment_label=f"Suspected anomaly {finding.rank}",
+        segmented_property_category=_CATEGORY,
+        segmented_property_type=_TYPE,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm_identification(score),
+        tracking_uid=uids.tracking_uid(finding.rank),
+        tracking_id=f"Suspected anomaly {finding.rank}",
+        display_color=hd.color.CIELabColor.from_rgb(red, green, blue),
+    )
+
+
+def algorithm_identification(score: ScoreSummary) -> hd.AlgorithmIdentificationSequence:
+    """Return what scored: name, fingerprint as the version, and what it was compared with."""
+    return hd.AlgorithmIdentificationSequence(
+        name=provenance.MODEL_NAME,
+        family=_FAMILY,
+        version=score.fingerprint[:64],
+        source=provenance.MANUFACTURER,
+        parameters={
+            "protocol": score.protocol,
+            "encoder": score.encoder,
+            "reference_batch": score.batch_version,
+            "reference_subjects": str(score.n_reference),
+            "threshold": f"{score.threshold:g}",
+        },
+    )

@@ -1,0 +1,1 @@
+"""The node's processes, each run by itself: receiving and showing never load torch."""

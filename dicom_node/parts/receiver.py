@@ -1,0 +1,76 @@
+"""The receiver: C-STORE and C-ECHO SCP, inbox and ledger; no torch, no pixel work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from dicom_node import clock
+from dicom_node.association.acceptor import Acceptor, AcceptorSettings
+from dicom_node.config import NodeConfig
+from dicom_node.folders import Folders
+from dicom_node.inbox import Inbox
+from dicom_node.parts.process import run
+from dicom_node.series import ReceivedInstance
+from dicom_node.store import series_table
+from dicom_node.store.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Reception:
+    """Answers the acceptor's events: files an instance, then records it."""
+
+    def __init__(self, database: Database, inbox: Inbox) -> None:
+        self._database = database
+        self._inbox = inbox
+
+    def association_opened(self, calling_ae_title: str, peer_host: str) -> int:
+        """Record it; returns its number in the ledger."""
+        with self._database.begin() as db:
+            return series_table.open_association(db, calling_ae_title, peer_host, clock.now())
+
+    def association_closed(self, association_id: int) -> None:
+        """Record its end."""
+        with self._database.begin() as db:
+            series_table.close_association(db, association_id, clock.now())
+
+    def instance_received(self, received: ReceivedInstance) -> None:
+        """File and record one instance; raises InstanceRejected or StoreError."""
+        filed = self._inbox.file_instance(received)
+        with self._database.begin() as db:
+            series_table.record_instance(db, filed, clock.now())
+
+    def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
+        """Record what was refused, so that `status` shows it."""
+        _log.warning("refused from %s at %s: %s", calling_ae_title, peer_host, reason)
+        with self._database.begin() as db:
+            series_table.record_refusal(db, calling_ae_title, peer_host, reason, clock.now())
+
+
+def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
+    """Receive until `stop` is set."""
+    folders = Folders(config.node.data_dir)
+    database = Database(folders.database)
+    with database.begin() as db:
+        series_table.close_all_associations(db, clock.now())
+    inbox = Inbox(folders.inbox, config.storage.reserve)
+    inbox.sweep()
+    settings = AcceptorSettings(
+        ae_title=config.node.ae_title,
+        bind=config.receiver.bind,
+        port=config.receiver.port,
+        max_associations=config.receiver.max_associations,
+        network_timeout_s=config.receiver.network_timeout,
+        allowed_calling_ae_titles=config.receiver.allowed_calling_ae_titles,
+        require_called_ae_title=config.receiver.require_called_ae_title,
+    )
+    acceptor = Acceptor(settings, Reception(database, inbox))
+    acceptor.start()
+    _log.info("receiving as %s on %s:%d", settings.ae_title, settings.bind, acceptor.port)
+    stop.wait()
+    acceptor.stop()
+
+
+if __name__ == "__main__":
+    run(receiver)

@@ -1,0 +1,27 @@
+"""A scoring worker: one process, the encoder loaded once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from dicom_node.config import NodeConfig
+from dicom_node.folders import Folders, cache_folder
+from dicom_node.line import Line
+from dicom_node.parts.process import run
+from dicom_node.store.database import Database
+from dicom_node.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+
+def scorer(config: NodeConfig, stop: threading.Event, name: str) -> None:
+    """Work until `stop` is set."""
+    line = Line(config, Database(Folders(config.node.data_dir).database), cache_folder())
+    encoder = line.encoder
+    _log.info("encoder %s on %s in %s", encoder.spec.timm_name, encoder.device, encoder.dtype)
+    Worker(line, name).run(stop)
+
+
+if __name__ == "__main__":
+    run(scorer)

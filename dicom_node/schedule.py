@@ -1,0 +1,61 @@
+"""APScheduler duties: they look at the ledger and queue rows; they never do the work themselves."""
+
+from __future__ import annotations
+
+import logging
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from dicom_node import clock
+from dicom_node.config import NodeConfig
+from dicom_node.errors import DatabaseUnavailable
+from dicom_node.store import job_table, series_table
+from dicom_node.store.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Duties:
+    """The node's standing duties."""
+
+    def __init__(self, config: NodeConfig, database: Database) -> None:
+        self._config = config
+        self._database = database
+        self._scheduler = BackgroundScheduler(
+            timezone="UTC",
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+    def start(self) -> None:
+        """Start the duties in a thread."""
+        quiet = self._config.completion.quiet
+        self._scheduler.add_job(self.complete, "interval", seconds=max(0.5, min(5.0, quiet / 4)))
+        self._scheduler.add_job(self.requeue, "interval", seconds=30)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Stop; a duty under way is finished."""
+        self._scheduler.shutdown(wait=True)
+
+    def complete(self) -> None:
+        """Close the series that are complete."""
+        rule = self._config.completion
+        try:
+            with self._database.begin() as db:
+                closed = series_table.complete_quiet(db, rule.quiet, rule.cap, clock.now())
+        except DatabaseUnavailable as error:
+            _log.warning("completion put off: %s", error)
+            return
+        for uid in closed:
+            _log.info("series %s is complete", uid)
+
+    def requeue(self) -> None:
+        """Queue again what a dead worker left running."""
+        try:
+            with self._database.begin() as db:
+                found = job_table.requeue_expired(db, clock.now())
+        except DatabaseUnavailable as error:
+            _log.warning("requeueing put off: %s", error)
+            return
+        if found:
+            _log.warning("%d jobs of a dead worker are queued again", found)

@@ -1,0 +1,58 @@
+"""Instances and the series they make up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedInstance:
+    """One C-STORE request as it came off the wire."""
+
+    #: ledger number of the association that carried it
+    association_id: int
+    calling_ae_title: str
+    #: from the C-STORE-RQ command set
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str
+    transfer_syntax_uid: str
+    #: the data set as encoded by the sender, without preamble and file meta information
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FiledInstance:
+    """One instance in the inbox: the durable file and the identifiers the ledger keeps."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    modality: str
+    transfer_syntax_uid: str
+    #: relative to the inbox folder, named by content, never by a UID as it came
+    file_name: str
+    size_bytes: int
+    sha256: str
+    association_id: int
+    calling_ae_title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What the ledger knows of one series."""
+
+    series_instance_uid: str
+    study_instance_uid: str
+    modality: str
+    #: raised by one each time late instances reopen the series
+    revision: int
+    state: str
+    protocol: str | None
+    n_instances: int
+    first_received: datetime
+    last_received: datetime
+    #: absolute paths, one per SOP Instance UID
+    files: tuple[Path, ...] = field(default=())

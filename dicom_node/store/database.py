@@ -1,0 +1,80 @@
+"""Open the ledger: SQLite in WAL mode, every acknowledged commit synced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from dicom_node.errors import DatabaseUnavailable
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """One process's way to the ledger."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = _engine(path)
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Run one write transaction; raises DatabaseUnavailable when the ledger does not answer."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise DatabaseUnavailable(f"the ledger does not answer: {error.orig}") from error
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Run one read transaction, which never waits for a writer; raises DatabaseUnavailable."""
+        try:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                yield connection
+        except OperationalError as error:
+            raise DatabaseUnavailable(f"the ledger does not answer: {error.orig}") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: object, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        # FULL: a commit that was answered survives a power cut (WAL alone syncs only checkpoints)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+        # the driver's own implicit BEGIN is deferred: two writers could then dead-lock on upgrade
+        connection.isolation_level = None  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def migrate(path: Path) -> None:
+    """Create or upgrade the ledger at `path` to this version's tables."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = _engine(path)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    engine.dispose()
+    path.chmod(0o600)

@@ -1,0 +1,167 @@
+"""Jobs in the ledger. Every change of state is one UPDATE that names the expected old states."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from dicom_node import clock
+from dicom_node.jobs import TRANSITIONS, Job, JobState, Stage
+from dicom_node.store.tables import job
+
+#: finish what is nearly done before starting something new
+_STAGE_ORDER = case({stage.value: place for place, stage in enumerate(Stage)}, value=job.c.stage)
+
+
+def enqueue(
+    db: Connection, uid: str, revision: int, stage: Stage, protocol: str | None, at: datetime
+) -> None:
+    """Queue one stage; a second call for the same series, revision and stage changes nothing."""
+    moment = clock.stamp(at)
+    db.execute(
+        insert(job)
+        .values(
+            series_instance_uid=uid,
+            revision=revision,
+            stage=stage.value,
+            state=JobState.QUEUED.value,
+            priority=0,
+            protocol=protocol,
+            attempts=0,
+            not_before=moment,
+            created=moment,
+            updated=moment,
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def enqueue_first(db: Connection, uid: str, revision: int, at: datetime) -> None:
+    """Queue the first stage of a complete series."""
+    enqueue(db, uid, revision, next(iter(Stage)), None, at)
+
+
+def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | None:
+    """Take the next due job for `worker`, or None."""
+    moment = clock.stamp(at)
+    found = db.execute(
+        select(job.c.id)
+        .where(job.c.state == JobState.QUEUED.value, job.c.not_before <= moment)
+        .order_by(job.c.priority.desc(), _STAGE_ORDER.desc(), job.c.id)
+        .limit(1)
+    ).scalar_one_or_none()
+    if found is None:
+        return None
+    lease = clock.stamp(at + timedelta(seconds=lease_s))
+    move(db, found, JobState.RUNNING, at, worker=worker, lease_until=lease, count_attempt=True)
+    return get(db, found)
+
+
+def move(
+    db: Connection,
+    number: int,
+    state: JobState,
+    at: datetime,
+    *,
+    count_attempt: bool = False,
+    **values: Any,  # noqa: ANN401 - column values of several types
+) -> bool:
+    """Change a job's state where TRANSITIONS allows it; returns whether it did."""
+    allowed = [old.value for old, new in TRANSITIONS.items() if state in new]
+    if count_attempt:
+        values["attempts"] = job.c.attempts + 1
+    changed = db.execute(
+        update(job)
+        .where(job.c.id == number, job.c.state.in_(allowed))
+        .values(state=state.value, updated=clock.stamp(at), **values)
+    ).rowcount
+    return bool(changed)
+
+
+def renew_lease(db: Connection, number: int, worker: str, lease_s: float, at: datetime) -> bool:
+    """Prolong the lease of a running job; returns whether it is still this worker's."""
+    changed = db.execute(
+        update(job)
+        .where(job.c.id == number, job.c.worker == worker, job.c.state == JobState.RUNNING.value)
+        .values(lease_until=clock.stamp(at + timedelta(seconds=lease_s)))
+    ).rowcount
+    return bool(changed)
+
+
+def requeue_expired(db: Connection, at: datetime) -> int:
+    """Queue again what a dead worker left running; returns how many."""
+    moment = clock.stamp(at)
+    return db.execute(
+        update(job)
+        .where(job.c.state == JobState.RUNNING.value, job.c.lease_until < moment)
+        .values(state=JobState.QUEUED.value, worker=None, updated=moment)
+    ).rowcount
+
+
+def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
+    """Queue the jobs that wait for `protocol`'s reference batch; returns how many."""
+    moment = clock.stamp(at)
+    return db.execute(
+        update(job)
+        .where(job.c.state == JobState.WAITING.value, job.c.protocol == protocol)
+        .values(state=JobState.QUEUED.value, not_before=moment, attempts=0, updated=moment)
+    ).rowcount
+
+
+def supersede(db: Connection, uid: str, at: datetime) -> None:
+    """End every unfinished job of the series: a later revision replaces them."""
+    allowed = [old.value for old, new in TRANSITIONS.items() if JobState.SUPERSEDED in new]
+    db.execute(
+        update(job)
+        .where(job.c.series_instance_uid == uid, job.c.state.in_(allowed))
+        .values(state=JobState.SUPERSEDED.value, updated=clock.stamp(at))
+    )
+
+
+def retry_failed(db: Connection, at: datetime) -> int:
+    """Queue every failed or rejected job again; returns how many."""
+    moment = clock.stamp(at)
+    return db.execute(
+        update(job)
+        .where(job.c.state.in_([JobState.FAILED.value, JobState.REJECTED.value]))
+        .values(state=JobState.QUEUED.value, attempts=0, not_before=moment, updated=moment)
+    ).rowcount
+
+
+def get(db: Connection, number: int) -> Job:
+    """Return one job."""
+    return _from_row(db.execute(select(job).where(job.c.id == number)).one())
+
+
+def unfinished(db: Connection, limit: int) -> list[Job]:
+    """Return jobs that need a look: failed, rejected or waiting, newest first."""
+    states = [JobState.FAILED.value, JobState.REJECTED.value, JobState.WAITING.value]
+    rows = db.execute(
+        select(job).where(job.c.state.in_(states)).order_by(job.c.updated.desc()).limit(limit)
+    )
+    return [_from_row(row) for row in rows]
+
+
+def counts(db: Connection) -> dict[str, int]:
+    """Return the number of jobs per "stage state"."""
+    rows = db.execute(
+        select(job.c.stage, job.c.state, func.count()).group_by(job.c.stage, job.c.state)
+    )
+    return {f"{stage} {state}": int(number) for stage, state, number in rows}
+
+
+def _from_row(row: Row) -> Job:  # type: ignore[type-arg]
+    return Job(
+        id=row.id,
+        series_instance_uid=row.series_instance_uid,
+        revision=row.revision,
+        stage=Stage(row.stage),
+        state=JobState(row.state),
+        protocol=row.protocol,
+        attempts=row.attempts,
+        reason=row.reason,
+        updated=clock.parse(row.updated),
+    )

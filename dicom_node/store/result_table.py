@@ -1,0 +1,358 @@
+"""Scores, findings, result objects and their deliveries in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, Select, and_, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from dicom_node import clock
+from dicom_node.findings import Finding
+from dicom_node.jobs import DeliveryState, JobState, Stage
+from dicom_node.store.tables import delivery, finding, job, result, score, series
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One score of one revision of a series."""
+
+    series_instance_uid: str
+    revision: int
+    subject: str
+    protocol: str
+    fingerprint: str
+    batch_version: str
+    n_reference: int
+    subject_score: float
+    percentile: float
+    scored: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ResultObject:
+    """One object to be sent."""
+
+    sop_instance_uid: str
+    #: "SEG" or "SC"
+    kind: str
+    series_instance_uid: str
+    #: relative to the results folder
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DueDelivery:
+    """One object on its way to one destination."""
+
+    sop_instance_uid: str
+    score_id: int
+    file_name: str
+    attempts: int
+    created: datetime
+
+
+def record_score(db: Connection, entry: Score) -> int:
+    """Keep the score of a revision (the first one stays); returns its number."""
+    values = {name: getattr(entry, name) for name in entry.__slots__}
+    values["scored"] = clock.stamp(entry.scored)
+    db.execute(insert(score).values(**values).on_conflict_do_nothing())
+    return int(_score_row(db, entry.series_instance_uid, entry.revision).id)
+
+
+def get_score(db: Connection, uid: str, revision: int) -> tuple[int, Score]:
+    """Return number and score of a revision; raises LookupError when there is none."""
+    row = _score_row(db, uid, revision)
+    fields = {name: getattr(row, name) for name in Score.__slots__}
+    fields["scored"] = clock.parse(row.scored)
+    return int(row.id), Score(**fields)
+
+
+def _score_row(db: Connection, uid: str, revision: int) -> Row:  # type: ignore[type-arg]
+    row = db.execute(
+        select(score).where(score.c.series_instance_uid == uid, score.c.revision == revision)
+    ).one_or_none()
+    if row is None:
+        raise LookupError(f"series {uid} revision {revision} has no score")
+    return row
+
+
+def record_results(
+    db: Connection,
+    score_id: int,
+    findings: Sequence[Finding],
+    objects: Sequence[ResultObject],
+    destinations: Sequence[str],
+    at: datetime,
+) -> None:
+    """Keep findings and objects and queue deliveries, in the caller's transaction (outbox)."""
+    for entry in findings:
+        values = {name: getattr(entry, name) for name in entry.__slots__}
+        values.update(centroid_mm=list(entry.centroid_mm), peak_mm=list(entry.peak_mm))
+        db.execute(insert(finding).values(score_id=score_id, **values).on_conflict_do_nothing())
+    moment = clock.stamp(at)
+    for item in objects:
+        values = {name: getattr(item, name) for name in item.__slots__}
+        db.execute(insert(result).values(score_id=score_id, **values).on_conflict_do_nothing())
+        for destination in destinations:
+            db.execute(
+                insert(delivery)
+                .values(
+                    sop_instance_uid=item.sop_instance_uid,
+                    destination=destination,
+                    state=DeliveryState.QUEUED.value,
+                    attempts=0,
+                    created=moment,
+                    not_before=moment,
+                    updated=moment,
+                )
+                .on_conflict_do_nothing()
+            )
+
+
+def due_deliveries(db: Connection, destination: str, at: datetime, limit: int) -> list[DueDelivery]:
+    """Return the due objects of the oldest score that has any, in the order they were made."""
+    due = and_(
+        delivery.c.destination == destination,
+        delivery.c.state == DeliveryState.QUEUED.value,
+        delivery.c.not_before <= clock.stamp(at),
+    )
+    rows = db.execute(
+        select(delivery, result.c.file_name, result.c.score_id)
+        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
+        .where(due)
+        .order_by(result.c.score_id, result.c.file_name)
+        .limit(limit)
+    ).all()
+    return [
+        DueDelivery(
+            row.sop_instance_uid,
+            row.score_id,
+            row.file_name,
+            row.attempts,
+            clock.parse(row.created),
+        )
+        for row in rows
+    ]
+
+
+def settle_delivery(
+    db: Connection,
+    destination: str,
+    uids: Sequence[str],
+    state: DeliveryState,
+    at: datetime,
+    *,
+    reason: str | None = None,
+    status: int | None = None,
+    not_before: datetime | None = None,
+) -> None:
+    """Record the outcome of one attempt on queued deliveries."""
+    values: dict[str, object] = {"state": state.value, "updated": clock.stamp(at), "reason": reason}
+    values["attempts"] = delivery.c.attempts + 1
+    if status is not None:
+        values["status"] = status
+    if not_before is not None:
+        values["not_before"] = clock.stamp(not_before)
+    db.execute(
+        update(delivery)
+        .where(
+            delivery.c.destination == destination,
+            delivery.c.sop_instance_uid.in_(uids),
+            delivery.c.state == DeliveryState.QUEUED.value,
+        )
+        .values(**values)
+    )
+
+
+def supersede_deliveries(db: Connection, uid: str, revision: int, at: datetime) -> None:
+    """Stop what is still queued of earlier revisions of the series."""
+    old = (
+        select(result.c.sop_instance_uid)
+        .join(score, score.c.id == result.c.score_id)
+        .where(score.c.series_instance_uid == uid, score.c.revision < revision)
+    )
+    db.execute(
+        update(delivery)
+        .where(delivery.c.sop_instance_uid.in_(old), delivery.c.state == DeliveryState.QUEUED.value)
+        .values(state=DeliveryState.SUPERSEDED.value, updated=clock.stamp(at))
+    )
+
+
+def retry_dead(db: Connection, at: datetime) -> int:
+    """Queue every dead delivery again; returns how many."""
+    moment = clock.stamp(at)
+    return db.execute(
+        update(delivery)
+        .where(delivery.c.state == DeliveryState.DEAD.value)
+        .values(
+            state=DeliveryState.QUEUED.value,
+            attempts=0,
+            created=moment,
+            not_before=moment,
+            updated=moment,
+        )
+    ).rowcount
+
+
+def delivery_counts(db: Connection) -> dict[tuple[str, str], int]:
+    """Return the number of deliveries per (destination, state)."""
+    rows = db.execute(
+        select(delivery.c.destination, delivery.c.state, func.count()).group_by(
+            delivery.c.destination, delivery.c.state
+        )
+    )
+    return {(destination, state): int(number) for destination, state, number in rows}
+
+
+def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
+    """Return the newest reasons why something is not delivered, per destination and reason."""
+    rows = db.execute(
+        select(
+            delivery.c.destination,
+            delivery.c.state,
+            delivery.c.reason,
+            func.count().label("n"),
+            func.max(delivery.c.updated).label("updated"),
+        )
+        .where(delivery.c.reason.is_not(None), delivery.c.state != DeliveryState.DELIVERED.value)
+        .group_by(delivery.c.destination, delivery.c.state, delivery.c.reason)
+        .order_by(func.max(delivery.c.updated).desc())
+        .limit(limit)
+    )
+    return list(rows.all())
+
+
+def worklist(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
+    """Return the newest series first: state, score, number of findings, last job."""
+    newest_first = (series.c.last_received.desc(), series.c.series_instance_uid)
+    return list(db.execute(_worklist_query().order_by(*newest_first).limit(limit)).all())
+
+
+def _worklist_query() -> Select:  # type: ignore[type-arg]
+    newest = (
+        select(job.c.series_instance_uid, func.max(job.c.id).label("job_id"))
+        .group_by(job.c.series_instance_uid)
+        .subquery()
+    )
+    n_findings = (
+        select(func.count())
+        .select_from(finding)
+        .where(finding.c.score_id == score.c.id)
+        .scalar_subquery()
+    )
+    return (
+        select(
+            series,
+            score.c.id.label("score_id"),
+            score.c.subject_score,
+            score.c.percentile,
+            score.c.n_reference,
+            score.c.batch_version,
+            n_findings.label("n_findings"),
+            job.c.stage,
+            job.c.state.label("job_state"),
+            job.c.reason,
+        )
+        .outerjoin(
+            score,
+            and_(
+                score.c.series_instance_uid == series.c.series_instance_uid,
+                score.c.revision == series.c.revision,
+            ),
+        )
+        .outerjoin(newest, newest.c.series_instance_uid == series.c.series_instance_uid)
+        .outerjoin(job, job.c.id == newest.c.job_id)
+    )
+
+
+def findings_of(db: Connection, score_id: int) -> list[Finding]:
+    """Return the findings of a score, highest first."""
+    rows = db.execute(
+        select(finding).where(finding.c.score_id == score_id).order_by(finding.c.rank)
+    )
+    return [
+        Finding(
+            row.rank,
+            row.volume_ml,
+            row.max_score,
+            row.mean_score,
+            tuple(row.centroid_mm),
+            tuple(row.peak_mm),
+            row.diameter_mm,
+        )
+        for row in rows
+    ]
+
+
+def results_of(db: Connection, score_id: int) -> list[ResultObject]:
+    """Return the objects of a score, in the order they were made."""
+    rows = db.execute(
+        select(result).where(result.c.score_id == score_id).order_by(result.c.file_name)
+    )
+    return [
+        ResultObject(row.sop_instance_uid, row.kind, row.series_instance_uid, row.file_name)
+        for row in rows
+    ]
+
+
+def series_row(db: Connection, uid: str) -> Row | None:  # type: ignore[type-arg]
+    """Return the worklist's row of one series, None when it is unknown."""
+    return db.execute(_worklist_query().where(series.c.series_instance_uid == uid)).one_or_none()
+
+
+def score_identity(db: Connection, score_id: int) -> tuple[str, str, str]:
+    """Return (subject, fingerprint, batch version): what names a score's products."""
+    row = db.execute(
+        select(score.c.subject, score.c.fingerprint, score.c.batch_version).where(
+            score.c.id == score_id
+        )
+    ).one()
+    return row.subject, row.fingerprint, row.batch_version
+
+
+def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[type-arg]
+    """Return the number of objects of a score per kind, destination and state."""
+    rows = db.execute(
+        select(
+            result.c.kind,
+            delivery.c.destination,
+            delivery.c.state,
+            func.max(delivery.c.reason).label("reason"),
+            func.count().label("n"),
+        )
+        .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
+        .where(result.c.score_id == score_id)
+        .group_by(result.c.kind, delivery.c.destination, delivery.c.state)
+        .order_by(result.c.kind.desc(), delivery.c.destination)
+    )
+    return list(rows.all())
+
+
+def progress_of(db: Connection) -> tuple[int, int]:
+    """Return the number of series whose results are all delivered, and of those that are at an end.
+
+    At an end is also what was rejected or failed, and what a dead delivery holds up.
+    """
+    with_deliveries = (
+        select(score.c.series_instance_uid)
+        .join(result, result.c.score_id == score.c.id)
+        .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
+    )
+    open_deliveries = with_deliveries.where(delivery.c.state == DeliveryState.QUEUED.value)
+    dead_deliveries = with_deliveries.where(delivery.c.state == DeliveryState.DEAD.value)
+    reported = select(job.c.series_instance_uid).where(
+        job.c.stage == list(Stage)[-1].value, job.c.state == JobState.DONE.value
+    )
+    stopped = select(func.count(job.c.series_instance_uid.distinct())).where(
+        job.c.state.in_([JobState.REJECTED.value, JobState.FAILED.value])
+    )
+    settled = select(func.count(series.c.series_instance_uid)).where(
+        series.c.series_instance_uid.in_(reported),
+        series.c.series_instance_uid.not_in(open_deliveries),
+    )
+    delivered = settled.where(series.c.series_instance_uid.not_in(dead_deliveries))
+    ended = db.execute(settled).scalar_one() + db.execute(stopped).scalar_one()
+    return int(db.execute(delivered).scalar_one()), int(ended)

@@ -1,0 +1,212 @@
+"""Associations, instances and series in the ledger; when a series is complete."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from dicom_node import clock
+from dicom_node.series import FiledInstance, Series
+from dicom_node.store import job_table
+from dicom_node.store.tables import association, carried, instance, refusal, series
+
+RECEIVING, COMPLETE = "receiving", "complete"
+
+
+def open_association(db: Connection, calling_ae_title: str, peer_host: str, at: datetime) -> int:
+    """Record an accepted association; returns its number."""
+    number = db.execute(
+        association.insert()
+        .values(calling_ae_title=calling_ae_title, peer_host=peer_host, opened=clock.stamp(at))
+        .returning(association.c.id)
+    ).scalar_one()
+    return int(number)
+
+
+def close_association(db: Connection, number: int, at: datetime) -> None:
+    """Record its end, however it came."""
+    db.execute(
+        update(association)
+        .where(association.c.id == number, association.c.closed.is_(None))
+        .values(closed=clock.stamp(at))
+    )
+
+
+def close_all_associations(db: Connection, at: datetime) -> None:
+    """End the associations of a killed predecessor: a receiver that starts has none open."""
+    db.execute(
+        update(association).where(association.c.closed.is_(None)).values(closed=clock.stamp(at))
+    )
+
+
+def record_refusal(
+    db: Connection, calling_ae_title: str, peer_host: str, reason: str, at: datetime
+) -> None:
+    """Record what was refused on the wire and why."""
+    db.execute(
+        refusal.insert().values(
+            calling_ae_title=calling_ae_title,
+            peer_host=peer_host,
+            reason=reason,
+            happened=clock.stamp(at),
+        )
+    )
+
+
+def record_instance(db: Connection, filed: FiledInstance, at: datetime) -> bool:
+    """Record one filed instance; returns whether it is new.
+
+    A re-send of a known SOP Instance UID changes nothing (the first content is kept). A new
+    instance of a complete series reopens it under the next revision and supersedes its unfinished
+    jobs.
+    """
+    moment = clock.stamp(at)
+    _touch_series(db, filed, moment)
+    new = db.execute(
+        insert(instance)
+        .values(
+            sop_instance_uid=filed.sop_instance_uid,
+            series_instance_uid=filed.series_instance_uid,
+            sop_class_uid=filed.sop_class_uid,
+            transfer_syntax_uid=filed.transfer_syntax_uid,
+            file_name=filed.file_name,
+            size_bytes=filed.size_bytes,
+            sha256=filed.sha256,
+            calling_ae_title=filed.calling_ae_title,
+            received=moment,
+        )
+        .on_conflict_do_nothing()
+    ).rowcount
+    if new:
+        _count_instance(db, filed.series_instance_uid, moment)
+    return bool(new)
+
+
+def _touch_series(db: Connection, filed: FiledInstance, moment: str) -> None:
+    """Make the series known, and that this association carries it."""
+    db.execute(
+        insert(series)
+        .values(
+            series_instance_uid=filed.series_instance_uid,
+            study_instance_uid=filed.study_instance_uid,
+            modality=filed.modality,
+            revision=1,
+            state=RECEIVING,
+            n_instances=0,
+            first_received=moment,
+            last_received=moment,
+        )
+        .on_conflict_do_nothing()
+    )
+    db.execute(
+        insert(carried)
+        .values(association_id=filed.association_id, series_instance_uid=filed.series_instance_uid)
+        .on_conflict_do_nothing()
+    )
+
+
+def _count_instance(db: Connection, uid: str, moment: str) -> None:
+    """Count a new instance; a complete series is reopened."""
+    reopened = db.execute(
+        update(series)
+        .where(series.c.series_instance_uid == uid, series.c.state == COMPLETE)
+        .values(state=RECEIVING, revision=series.c.revision + 1, first_received=moment)
+    ).rowcount
+    if reopened:
+        job_table.supersede(db, uid, clock.parse(moment))
+    db.execute(
+        update(series)
+        .where(series.c.series_instance_uid == uid)
+        .values(n_instances=series.c.n_instances + 1, last_received=moment)
+    )
+
+
+def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -> list[str]:
+    """Close every series that is complete at `at` and queue its first job; returns their UIDs.
+
+    Complete is: quiet for `quiet_s` and no association that carried it is open; or `cap_s` after
+    its first instance, whatever else.
+    """
+    still_open = (
+        select(carried.c.association_id)
+        .join(association, association.c.id == carried.c.association_id)
+        .where(
+            carried.c.series_instance_uid == series.c.series_instance_uid,
+            association.c.closed.is_(None),
+        )
+        .exists()
+    )
+    quiet = (series.c.last_received <= clock.stamp(at - timedelta(seconds=quiet_s))) & ~still_open
+    capped = series.c.first_received <= clock.stamp(at - timedelta(seconds=cap_s))
+    due = db.execute(
+        select(series.c.series_instance_uid, series.c.revision)
+        .where(series.c.state == RECEIVING, quiet | capped, series.c.n_instances > 0)
+        .order_by(series.c.first_received)
+    ).all()
+    for row in due:
+        db.execute(
+            update(series)
+            .where(series.c.series_instance_uid == row.series_instance_uid)
+            .values(state=COMPLETE)
+        )
+        job_table.enqueue_first(db, row.series_instance_uid, row.revision, at)
+    return [row.series_instance_uid for row in due]
+
+
+def set_protocol(db: Connection, uid: str, protocol: str) -> None:
+    """Record which protocol claims the series."""
+    db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=protocol))
+
+
+def load(db: Connection, uid: str, inbox: Path) -> Series:
+    """Return one series with the paths of its instances; raises LookupError when it is unknown."""
+    row = db.execute(select(series).where(series.c.series_instance_uid == uid)).one_or_none()
+    if row is None:
+        raise LookupError(f"series {uid} is not in the ledger")
+    names = db.execute(
+        select(instance.c.file_name)
+        .where(instance.c.series_instance_uid == uid)
+        .order_by(instance.c.sop_instance_uid)
+    ).scalars()
+    return _from_row(row, tuple(inbox / name for name in names))
+
+
+def _from_row(row: Row, files: tuple[Path, ...]) -> Series:  # type: ignore[type-arg]
+    return Series(
+        series_instance_uid=row.series_instance_uid,
+        study_instance_uid=row.study_instance_uid,
+        modality=row.modality,
+        revision=row.revision,
+        state=row.state,
+        protocol=row.protocol,
+        n_instances=row.n_instances,
+        first_received=clock.parse(row.first_received),
+        last_received=clock.parse(row.last_received),
+        files=files,
+    )
+
+
+def instances_digest_source(db: Connection, uid: str) -> list[tuple[str, str]]:
+    """Return (SOP Instance UID, SHA-256) of the series, sorted: what its content is."""
+    rows = db.execute(
+        select(instance.c.sop_instance_uid, instance.c.sha256)
+        .where(instance.c.series_instance_uid == uid)
+        .order_by(instance.c.sop_instance_uid)
+    )
+    return [(row.sop_instance_uid, row.sha256) for row in rows]
+
+
+def counts(db: Connection) -> dict[str, int]:
+    """Return the number of series per state, and of instances."""
+    rows = db.execute(select(series.c.state, func.count()).group_by(series.c.state))
+    found = {str(state): int(number) for state, number in rows}
+    found["instances"] = int(db.execute(select(func.count()).select_from(instance)).scalar_one())
+    return found
+
+
+def recent_refusals(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
+    """Return the newest refusals first."""
+    return list(db.execute(select(refusal).order_by(refusal.c.id.desc()).limit(limit)).all())

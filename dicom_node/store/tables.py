@@ -1,0 +1,183 @@
+"""The tables of the ledger. Moments are ISO 8601 texts in UTC, which sort as the moments do."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+association = Table(
+    "association",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("calling_ae_title", String, nullable=False),
+    Column("peer_host", String, nullable=False),
+    Column("opened", String, nullable=False),
+    Column("closed", String, index=True),
+)
+
+#: what was refused on the wire, so that `status` can show it
+refusal = Table(
+    "refusal",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("calling_ae_title", String, nullable=False),
+    Column("peer_host", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("happened", String, nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("series_instance_uid", String, primary_key=True),
+    Column("study_instance_uid", String, nullable=False, index=True),
+    Column("modality", String, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", String, nullable=False, index=True),
+    Column("protocol", String),
+    Column("n_instances", Integer, nullable=False),
+    Column("first_received", String, nullable=False),
+    Column("last_received", String, nullable=False),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("sop_instance_uid", String, primary_key=True),
+    Column(
+        "series_instance_uid", ForeignKey("series.series_instance_uid"), nullable=False, index=True
+    ),
+    Column("sop_class_uid", String, nullable=False),
+    Column("transfer_syntax_uid", String, nullable=False),
+    Column("file_name", String, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("calling_ae_title", String, nullable=False),
+    Column("received", String, nullable=False),
+)
+
+#: which associations carried a series: it is not complete while one of them is open
+carried = Table(
+    "carried",
+    metadata,
+    Column("association_id", ForeignKey("association.id"), primary_key=True),
+    Column("series_instance_uid", String, primary_key=True, index=True),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("series_instance_uid", String, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("stage", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("protocol", String),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", String, nullable=False),
+    Column("worker", String),
+    Column("lease_until", String),
+    Column("reason", String),
+    Column("created", String, nullable=False),
+    Column("updated", String, nullable=False),
+    UniqueConstraint("series_instance_uid", "revision", "stage"),
+    Index(None, "state", "priority", "id"),
+)
+
+member = Table(
+    "member",
+    metadata,
+    Column("protocol", String, primary_key=True),
+    Column("fingerprint", String, primary_key=True),
+    Column("subject", String, primary_key=True),
+    Column("series_instance_uid", String, nullable=False),
+    Column("patient_key", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("added", String, nullable=False),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("version", String, primary_key=True),
+    Column("protocol", String, nullable=False),
+    Column("fingerprint", String, nullable=False),
+    Column("subjects", JSON, nullable=False),
+    Column("frozen", String, nullable=False),
+)
+
+score = Table(
+    "score",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("series_instance_uid", String, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("protocol", String, nullable=False),
+    Column("fingerprint", String, nullable=False),
+    Column("batch_version", ForeignKey("batch.version"), nullable=False),
+    Column("n_reference", Integer, nullable=False),
+    Column("subject_score", Float, nullable=False),
+    Column("percentile", Float, nullable=False),
+    Column("scored", String, nullable=False),
+    UniqueConstraint("series_instance_uid", "revision"),
+)
+
+finding = Table(
+    "finding",
+    metadata,
+    Column("score_id", ForeignKey("score.id"), primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("volume_ml", Float, nullable=False),
+    Column("max_score", Float, nullable=False),
+    Column("mean_score", Float, nullable=False),
+    Column("diameter_mm", Float, nullable=False),
+    Column("centroid_mm", JSON, nullable=False),
+    Column("peak_mm", JSON, nullable=False),
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("sop_instance_uid", String, primary_key=True),
+    Column("score_id", ForeignKey("score.id"), nullable=False, index=True),
+    Column("kind", String, nullable=False),
+    Column("series_instance_uid", String, nullable=False),
+    Column("file_name", String, nullable=False),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("sop_instance_uid", ForeignKey("result.sop_instance_uid"), primary_key=True),
+    Column("destination", String, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created", String, nullable=False),
+    Column("not_before", String, nullable=False),
+    Column("status", Integer),
+    Column("reason", String),
+    Column("updated", String, nullable=False),
+    Index(None, "destination", "state", "not_before"),
+)

@@ -1,0 +1,74 @@
+"""Ledger rows -> HTML, by Jinja2 templates with autoescape on."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from dicom_node import __version__
+from dicom_node.config import NodeConfig
+from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.store.database import Database
+
+_ROWS = 500
+
+
+class Pages:
+    """Renders the pages from the ledger."""
+
+    def __init__(self, config: NodeConfig, database: Database) -> None:
+        self._config = config
+        self._database = database
+        self._templates = Environment(
+            loader=PackageLoader("dicom_node.web"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+        )
+
+    def _render(self, template: str, **values: Any) -> str:  # noqa: ANN401 - template values
+        return self._templates.get_template(template).render(
+            version=__version__, ae_title=self._config.node.ae_title, **values
+        )
+
+    def worklist(self) -> str:
+        """Render the studies as they came, newest first, with queues, batches and faults."""
+        with self._database.read() as db:
+            return self._render(
+                "worklist.html",
+                rows=result_table.worklist(db, _ROWS),
+                counts=series_table.counts(db),
+                members=reference_table.counts(db),
+                deliveries=result_table.delivery_counts(db),
+                faults=result_table.delivery_faults(db, 10),
+                jobs=job_table.unfinished(db, 20),
+                refusals=series_table.recent_refusals(db, 10),
+                protocols=self._config.protocol,
+            )
+
+    def study(self, uid: str) -> str | None:
+        """One series: score, findings, summary picture; None when it is unknown."""
+        with self._database.read() as db:
+            row = result_table.series_row(db, uid)
+            if row is None:
+                return None
+            scored = row.score_id is not None
+            return self._render(
+                "study.html",
+                row=row,
+                findings=result_table.findings_of(db, row.score_id) if scored else [],
+                deliveries=result_table.deliveries_of(db, row.score_id) if scored else [],
+            )
+
+    def picture(self, uid: str) -> tuple[str, str, str] | None:
+        """Return what names the folder of the series' results; None without a score."""
+        with self._database.read() as db:
+            row = result_table.series_row(db, uid)
+            if row is None or row.score_id is None:
+                return None
+            return result_table.score_identity(db, row.score_id)
+
+    def style(self) -> str:
+        """Return the style sheet."""
+        return resources.files("dicom_node.web").joinpath("style.css").read_text("utf-8")

@@ -1,0 +1,85 @@
+"""Weights file + SHA-256 + its card -> the encoder's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dicom_node.anomaly.encoder import architecture, hub_state
+from dicom_node.config import Encoder
+from dicom_node.errors import ConfigError, WeightsMismatch, WeightsMissing
+from dicom_node.weight_files import WeightsCard, load_card, packaged_path
+from dicom_node.wheel_files import sha256_of
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights of one configuration: their card, and the state when it is asked for."""
+
+    card: WeightsCard
+    state: Callable[[], dict[str, Tensor]]
+
+
+def locate(encoder: Encoder, cache: Path) -> Weights:
+    """Find the weights that `[encoder]` names.
+
+    Raises WeightsMissing (the file and how to get it), WeightsMismatch (both digests), ConfigError.
+    """
+    if encoder.weights == "hub":
+        return _from_hub(encoder)
+    if encoder.weights == "file" and encoder.file is not None:
+        path, advice = encoder.file, "set encoder.file to a safetensors file of the model"
+    else:
+        path, advice = packaged_path(cache), "run: dicom-node fetch-weights"
+    if not path.exists():
+        raise WeightsMissing(f"the encoder weights {path} do not exist; {advice}")
+    card = load_card(path) or _card_of_timm(encoder.model, path.name)
+    found = sha256_of(path)
+    wanted = encoder.sha256 or card.sha256 or found
+    if found != wanted:
+        raise WeightsMismatch(
+            f"the encoder weights {path} have SHA-256 {found}, not {wanted}; {advice}"
+        )
+    if card.timm_name != encoder.model:
+        raise WeightsMismatch(
+            f"the encoder weights {path} are for {card.timm_name}, "
+            f"and encoder.model is {encoder.model}"
+        )
+    return Weights(replace(card, sha256=found), lambda: load_file(path))
+
+
+def _card_of_timm(name: str, file_name: str) -> WeightsCard:
+    """Make the card of weights that have none from timm's own settings of the model."""
+    try:
+        known = architecture(name)
+    except ValueError as error:
+        raise ConfigError(f"encoder.model: {error}") from error
+    return WeightsCard(
+        name=file_name,
+        timm_name=name,
+        sha256="",
+        patch_size=known.patch_size,
+        mean=known.mean,
+        std=known.std,
+        # of an encoder of which nothing is measured: two thirds of the way
+        layers=(round(known.depth * 2 / 3),),
+        source=known.source,
+        licence=known.licence,
+    )
+
+
+def _from_hub(encoder: Encoder) -> Weights:
+    """Let timm fetch its own weights; raises WeightsMissing where there is no internet."""
+    card = _card_of_timm(encoder.model, f"timm hub {encoder.model}")
+    try:
+        state = hub_state(encoder.model)
+    except (OSError, RuntimeError) as error:
+        raise WeightsMissing(
+            f"the weights of {encoder.model} cannot be fetched from timm's hub ({error}); "
+            'set encoder.weights to "packaged" or "file"'
+        ) from error
+    return Weights(card, lambda: state)

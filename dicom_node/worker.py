@@ -1,0 +1,133 @@
+"""Claim -> run stage -> persist; where exceptions meet job states."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+from dicom_node import clock, pipeline
+from dicom_node.errors import Disposition, NodeError
+from dicom_node.jobs import Job, JobState, Stage
+from dicom_node.line import Line
+from dicom_node.store import job_table
+
+_log = logging.getLogger(__name__)
+
+#: a worker that gives no sign of life for this long is taken for dead
+LEASE_S = 120.0
+_IDLE_S = 0.5
+
+_STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress], str]] = {
+    Stage.TOKENIZE: pipeline.tokenize,
+    Stage.SCORE: pipeline.score,
+    Stage.REPORT: pipeline.report,
+}
+
+
+class Worker:
+    """Runs one job after the other; one per GPU or CPU, the encoder loaded once."""
+
+    def __init__(self, line: Line, name: str) -> None:
+        self._line = line
+        self._name = f"{name}-{os.getpid()}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; the job in hand is finished first."""
+        while not stop.is_set():
+            if not self.run_one():
+                stop.wait(_IDLE_S)
+
+    def run_one(self) -> bool:
+        """Run the next due job; returns whether there was one."""
+        with self._line.database.begin() as db:
+            job_table.requeue_expired(db, clock.now())
+            job = job_table.claim(db, self._name, LEASE_S, clock.now())
+        if job is None:
+            return False
+        _log.info("%s of series %s starts", job.stage, job.series_instance_uid)
+        with _Heartbeat(self._line, job, self._name):
+            self._run(job)
+        return True
+
+    def _run(self, job: Job) -> None:
+        """Run one claimed job; whatever it raises becomes a state with a reason."""
+        try:
+            outcome = _STAGES[job.stage](self._line, job.series_instance_uid, lambda _share: None)
+        except NodeError as error:
+            self._settle(job, *self._disposed(job, error), reason=str(error))
+        except Exception as error:  # noqa: BLE001 - boundary: a fault of ours becomes a job state
+            _log.exception("%s of series %s failed", job.stage, job.series_instance_uid)
+            state, delay = self._retried(job)
+            self._settle(job, state, delay, reason=f"{type(error).__name__}: {error}")
+        else:
+            self._finish(job, outcome)
+
+    def _disposed(self, job: Job, error: NodeError) -> tuple[JobState, float]:
+        """Turn the exception's disposition into a state and a delay."""
+        if error.disposition is Disposition.WAIT:
+            return JobState.WAITING, 0.0
+        if error.disposition is Disposition.REJECT:
+            return JobState.REJECTED, 0.0
+        if error.disposition is Disposition.RETRY:
+            return self._retried(job)
+        return JobState.FAILED, 0.0
+
+    def _retried(self, job: Job) -> tuple[JobState, float]:
+        """Queue again with growing delay, until the attempts are used up."""
+        if job.attempts >= self._line.config.scoring.max_attempts:
+            return JobState.FAILED, 0.0
+        return JobState.QUEUED, 5.0 * 4 ** (job.attempts - 1)
+
+    def _settle(self, job: Job, state: JobState, delay_s: float, *, reason: str) -> None:
+        """Record that the job did not get done."""
+        log = _log.info if state is JobState.WAITING else _log.warning
+        log("%s of series %s is %s: %s", job.stage, job.series_instance_uid, state, reason)
+        at = clock.now()
+        due = clock.stamp(at + timedelta(seconds=delay_s))
+        with self._line.database.begin() as db:
+            protocol = job.protocol
+            job_table.move(
+                db, job.id, state, at, reason=reason, worker=None, protocol=protocol, not_before=due
+            )
+
+    def _finish(self, job: Job, outcome: str) -> None:
+        """Record that it is done and queue the next stage, in one transaction."""
+        at = clock.now()
+        following = job.stage.following
+        protocol = outcome if job.stage is Stage.TOKENIZE else job.protocol
+        with self._line.database.begin() as db:
+            done = job_table.move(
+                db, job.id, JobState.DONE, at, reason=outcome, worker=None, protocol=protocol
+            )
+            if done and following is not None:
+                uid, revision = job.series_instance_uid, job.revision
+                job_table.enqueue(db, uid, revision, following, protocol, at)
+        _log.info("%s of series %s: %s", job.stage, job.series_instance_uid, outcome)
+
+
+class _Heartbeat:
+    """Renews a job's lease from a thread of its own while the job runs."""
+
+    def __init__(self, line: Line, job: Job, worker: str) -> None:
+        self._line, self._job, self._worker = line, job, worker
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._done.wait(LEASE_S / 4):
+            try:
+                with self._line.database.begin() as db:
+                    job_table.renew_lease(db, self._job.id, self._worker, LEASE_S, clock.now())
+            except NodeError as error:
+                # the next beat comes well before the lease ends
+                _log.warning("lease not renewed: %s", error)

@@ -1,0 +1,25 @@
+"""A tiny frozen ViT of random weights: fast, deterministic, the same code path as the real one."""
+
+import timm
+import torch
+
+from dicom_node.anomaly.encoder import Encoder
+from dicom_node.anomaly.spec import EncoderSpec
+
+TINY = "vit_tiny_patch16_224"
+
+
+def tiny_encoder(patch_size: int = 16) -> Encoder:
+    """A ViT of two blocks; features depend on the picture, not on training."""
+    torch.manual_seed(7)
+    model = timm.create_model(
+        TINY,
+        pretrained=False,
+        num_classes=0,
+        dynamic_img_size=True,
+        depth=2,
+        embed_dim=48,
+        num_heads=3,
+    )
+    spec = EncoderSpec(TINY, (0, 1), patch_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return Encoder(spec, model, "cpu")

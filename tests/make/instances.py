@@ -1,0 +1,171 @@
+"""MR and CT instances of any geometry, and the ways they are encoded."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from pydicom import uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, generate_uid
+
+from dicom_node.series import ReceivedInstance
+
+_CLASSES = {"MR": uid.MRImageStorage, "CT": uid.CTImageStorage}
+_META_START = 132
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A stack of parallel slices; LPS, millimetres."""
+
+    rows: int = 32
+    columns: int = 32
+    n_slices: int = 4
+    #: between rows, between columns (PS3.3 10.7.1.3)
+    pixel_spacing: tuple[float, float] = (1.0, 1.0)
+    slice_spacing: float = 2.0
+    #: direction of a row (increasing column), then of a column
+    orientation: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    #: centre of the first voxel of the first slice
+    origin: tuple[float, float, float] = (-10.0, -20.0, 30.0)
+
+    def position(self, index: int) -> list[float]:
+        normal = np.cross(self.orientation[:3], self.orientation[3:])
+        return [float(v) for v in np.array(self.origin) + index * self.slice_spacing * normal]
+
+
+def make_instance(modality="MR", geometry=None, index=0, pixels=None, seed=0, **attributes):
+    """One slice; `pixels` is (rows, columns), `attributes` overrides or, with None, removes."""
+    geometry = geometry or Geometry()
+    if pixels is None:
+        shape = (geometry.rows, geometry.columns)
+        pixels = np.random.default_rng((seed, index)).integers(0, 1000, shape)
+    ds = Dataset()
+    _identity(ds, modality, seed)
+    ds.SOPInstanceUID = generate_uid(entropy_srcs=["instance", modality, str(seed), str(index)])
+    ds.InstanceNumber = index + 1
+    ds.ImagePositionPatient = geometry.position(index)
+    ds.ImageOrientationPatient = list(geometry.orientation)
+    ds.PixelSpacing = list(geometry.pixel_spacing)
+    ds.SliceThickness = geometry.slice_spacing
+    _pixels(ds, np.asarray(pixels), signed=modality == "CT")
+    for keyword, value in attributes.items():
+        if value is None:
+            delattr(ds, keyword)
+        else:
+            setattr(ds, keyword, value)
+    return ds
+
+
+def make_series(modality="MR", geometry=None, volume=None, seed=0, **attributes):
+    """All slices of one series in order; `volume` is (n_slices, rows, columns)."""
+    geometry = geometry or Geometry()
+    return [
+        make_instance(
+            modality, geometry, i, None if volume is None else volume[i], seed, **attributes
+        )
+        for i in range(geometry.n_slices)
+    ]
+
+
+def _identity(ds, modality, seed):
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "OTHER"]
+    ds.SOPClassUID = _CLASSES[modality]
+    ds.StudyDate = ds.SeriesDate = ds.ContentDate = "20240102"
+    ds.StudyTime = ds.SeriesTime = ds.ContentTime = "101112"
+    ds.AccessionNumber = f"A{seed}"
+    ds.Modality = modality
+    ds.Manufacturer = "Scanner Works"
+    ds.ReferringPhysicianName = ""
+    ds.StudyDescription = "Head"
+    ds.SeriesDescription = f"{modality} head"
+    ds.PatientName = f"Test^Subject{seed}"
+    ds.PatientID = f"P{seed}"
+    ds.PatientBirthDate = "19700101"
+    ds.PatientSex = "O"
+    ds.BodyPartExamined = "HEAD"
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(seed)])
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=["series", modality, str(seed)])
+    ds.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", str(seed)])
+    ds.StudyID = "1"
+    ds.SeriesNumber = 1
+    ds.PatientPosition = "HFS"
+    ds.PositionReferenceIndicator = ""
+    _acquisition(ds, modality)
+
+
+def _acquisition(ds, modality):
+    if modality == "CT":
+        ds.KVP = 120
+        ds.AcquisitionNumber = 1
+        ds.RescaleIntercept = -1024
+        ds.RescaleSlope = 1
+        ds.RescaleType = "HU"
+        return
+    ds.ScanningSequence = "SE"
+    ds.SequenceVariant = "NONE"
+    ds.ScanOptions = ""
+    ds.MRAcquisitionType = "2D"
+    ds.RepetitionTime = 500
+    ds.EchoTime = 10
+    ds.EchoTrainLength = 1
+
+
+def _pixels(ds, pixels, signed):
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit = 15
+    ds.PixelRepresentation = int(signed)
+    ds.PixelData = pixels.astype("<i2" if signed else "<u2").tobytes()
+
+
+def part10(ds, transfer_syntax=uid.ExplicitVRLittleEndian) -> bytes:
+    """The instance as a file; compressed when the transfer syntax is (RLE, JPEG-LS, JPEG 2000)."""
+    syntax = UID(transfer_syntax)
+    out = deepcopy(ds)  # compressing changes the elements
+    out.file_meta = FileMetaDataset()
+    out.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    if syntax.is_encapsulated:
+        out.compress(syntax, generate_instance_uid=False)
+    elif not syntax.is_little_endian:  # the library writes OW as it is
+        out.PixelData = np.frombuffer(out.PixelData, "<u2").byteswap().tobytes()
+    out.file_meta.TransferSyntaxUID = syntax
+    stream = BytesIO()
+    out.save_as(
+        stream,
+        enforce_file_format=True,
+        implicit_vr=syntax.is_implicit_VR,
+        little_endian=syntax.is_little_endian,
+    )
+    return stream.getvalue()
+
+
+def encode(ds, transfer_syntax=uid.ExplicitVRLittleEndian) -> bytes:
+    """The data set alone, as it travels."""
+    file = part10(ds, transfer_syntax)
+    meta_length = int.from_bytes(file[_META_START + 8 : _META_START + 12], "little")
+    return file[_META_START + 12 + meta_length :]
+
+
+def write(ds, path: Path, transfer_syntax=uid.ExplicitVRLittleEndian) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(part10(ds, transfer_syntax))
+    return path
+
+
+def received(ds, transfer_syntax=uid.ExplicitVRLittleEndian, encoded=None, **changes):
+    """The instance as the acceptor hands it on."""
+    values = {
+        "association_id": 1,
+        "calling_ae_title": "SCANNER",
+        "affected_sop_class_uid": str(ds.SOPClassUID),
+        "affected_sop_instance_uid": str(ds.SOPInstanceUID),
+        "transfer_syntax_uid": str(transfer_syntax),
+        "encoded": encode(ds, transfer_syntax) if encoded is None else encoded,
+    }
+    return ReceivedInstance(**(values | changes))
