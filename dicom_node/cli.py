@@ -21,7 +21,8 @@ from dicom_node.demo.run import DemoArguments, run_demo
 from dicom_node.errors import AssociationRefused, ConfigError, NodeError
 from dicom_node.folders import Folders, cache_folder
 from dicom_node.node import Supervisor
-from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.status import collect_status
+from dicom_node.store import job_table, result_table
 from dicom_node.store.database import Database, migrate
 from dicom_node.weight_files import prepare_packaged
 
@@ -149,52 +150,11 @@ def status(
     path = Folders(settings.node.data_dir).database
     if not path.exists():
         raise ConfigError(f"{path} does not exist: this node has never been started")
-    found = _collect_status(Database(path))
+    found = collect_status(Database(path))
     if as_json:
         _out.print_json(json.dumps(found))
     else:
         _print_status(found)
-
-
-def _collect_status(database: Database) -> dict[str, Any]:
-    """Return the state of the ledger as plain values."""
-    with database.read() as db:
-        return {
-            "version": __version__,
-            "at": clock.stamp(clock.now()),
-            "received": series_table.counts(db),
-            "jobs": job_table.counts(db),
-            "reference": {
-                f"{protocol} {state}": n
-                for (protocol, state), n in reference_table.counts(db).items()
-            },
-            "delivery": {
-                f"{destination} {state}": n
-                for (destination, state), n in result_table.delivery_counts(db).items()
-            },
-            "delivery_faults": [
-                {
-                    "destination": row.destination,
-                    "state": row.state,
-                    "n": row.n,
-                    "reason": row.reason,
-                }
-                for row in result_table.delivery_faults(db, 20)
-            ],
-            "unfinished": [
-                {
-                    "series": job.series_instance_uid,
-                    "stage": job.stage.value,
-                    "state": job.state.value,
-                    "reason": job.reason,
-                }
-                for job in job_table.unfinished(db, 50)
-            ],
-            "refusals": [
-                {"from": row.calling_ae_title, "at": row.happened, "reason": row.reason}
-                for row in series_table.recent_refusals(db, 20)
-            ],
-        }
 
 
 def _print_status(found: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dicom_node import clock
 from dicom_node.association.requestor import Peer, send
 from dicom_node.config import Destination
-from dicom_node.errors import ContextNotAccepted, DeliveryError, NodeError, StoreFailed
+from dicom_node.errors import DeliveryError, FileUnreadable, NodeError
 from dicom_node.jobs import DeliveryState
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
@@ -22,8 +22,6 @@ _log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 #: at most this many objects travel on one association
 _PER_ASSOCIATION = 500
-#: high byte of the C-STORE statuses that pass by themselves (PS3.4 B.2.3)
-_OUT_OF_RESOURCES = 0xA7
 
 
 class Lane:
@@ -64,12 +62,13 @@ class Lane:
                 self._peer,
                 self._calling,
                 list(waiting),
-                lambda path, status: self._delivered(waiting.pop(path), status),
                 self._destination.timeout,
+                on_stored=lambda path, status: self._delivered(waiting.pop(path), status),
+                on_refused=lambda path, error: self._refused(waiting.pop(path), error),
             )
         except DeliveryError as error:
             _log.warning("delivery to %s: %s", name, error)
-            self._failed(error, list(waiting.values()))
+            self._put_off(error, list(waiting.values()))
         return True
 
     def _delivered(self, item: DueDelivery, status: int) -> None:
@@ -84,33 +83,20 @@ class Lane:
                 status=status,
             )
 
-    def _failed(self, error: DeliveryError, waiting: Sequence[DueDelivery]) -> None:
-        """Put off what was not sent; what the destination itself refused is dead at once."""
-        at = clock.now()
-        refused = self._refused(error, waiting)
-        for item in waiting:
-            given_up = item in refused or at - item.created >= timedelta(
-                seconds=self._destination.give_up
-            )
-            self._settle(item, error, at, given_up=given_up)
-
-    def _refused(
-        self, error: DeliveryError, waiting: Sequence[DueDelivery]
-    ) -> Sequence[DueDelivery]:
-        """Return what no retry can deliver: the object is refused, not the moment.
-
-        0xA7xx (out of resources, PS3.4 B.2.3) passes; any other failure status stays.
-        """
-        if isinstance(error, ContextNotAccepted):
-            at_fault = {self._relative(path) for path in error.paths}
-        elif isinstance(error, StoreFailed) and error.status >> 8 != _OUT_OF_RESOURCES:
-            at_fault = {self._relative(error.path)}
+    def _refused(self, item: DueDelivery, error: DeliveryError) -> None:
+        """Set aside what no retry can deliver: the object is refused, not the moment."""
+        _log.warning("delivery to %s of %s: %s", self._destination.name, item.file_name, error)
+        if isinstance(error, FileUnreadable):  # ours to mend: the report stage writes it again
+            self._put_off(error, [item])
         else:
-            at_fault = set()
-        return [item for item in waiting if item.file_name in at_fault]
+            self._settle(item, error, clock.now(), given_up=True)
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self._results).as_posix()
+    def _put_off(self, error: DeliveryError, waiting: Sequence[DueDelivery]) -> None:
+        """Try again later what was not sent, until the destination's own limit."""
+        at = clock.now()
+        longest = timedelta(seconds=self._destination.give_up)
+        for item in waiting:
+            self._settle(item, error, at, given_up=at - item.created >= longest)
 
     def _settle(
         self, item: DueDelivery, error: DeliveryError, at: datetime, *, given_up: bool

@@ -15,14 +15,14 @@
     ├── ScoringError                   HALT    NonFiniteScores, WeightsMissing, WeightsMismatch
     ├── ObjectError                    HALT    we made an invalid object: a bug
     ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
-    │                                          ContextNotAccepted, StoreFailed (.status)
+    │                                          ContextNotAccepted, StoreFailed (.status),
+    │                                          FileUnreadable
     └── StoreError                     RETRY   InboxFull (.status 0xA700), DatabaseUnavailable
 """
 
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from pathlib import Path
 
 
 class Disposition(Enum):
@@ -165,14 +165,15 @@ class AssociationLost(DeliveryError):
 class ContextNotAccepted(DeliveryError):
     """The destination accepts no presentation context for the object."""
 
-    paths: tuple[Path, ...] = ()
+
+class FileUnreadable(DeliveryError):
+    """The file of a result object cannot be read."""
 
 
 class StoreFailed(DeliveryError):
     """The destination answered C-STORE with a failure status."""
 
     status: int = 0
-    path: Path = Path()
 
 
 class StoreError(NodeError):

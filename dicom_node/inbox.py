@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import struct
@@ -12,7 +10,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
@@ -21,6 +18,7 @@ from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
+from dicom_node import durable
 from dicom_node.errors import DataSetMismatch, InboxFull, UnreadableDataSet
 from dicom_node.series import FiledInstance, ReceivedInstance
 
@@ -145,8 +143,12 @@ class Inbox:
         target = self._root / digest[:2] / f"{digest}.dcm"
         start = _file_start(received)
         size_bytes = len(start) + len(received.encoded)
-        if not target.exists():
-            self._write(target, start, received.encoded)
+        if target.exists():
+            # another association may have put it there this moment: not yet for good
+            durable.sync_folder(target.parent)
+        else:
+            durable.make_folder(target.parent)
+            durable.write(target, start, received.encoded)
         return FiledInstance(
             sop_instance_uid=received.affected_sop_instance_uid,
             sop_class_uid=received.affected_sop_class_uid,
@@ -161,40 +163,12 @@ class Inbox:
             calling_ae_title=received.calling_ae_title,
         )
 
-    def sweep(self) -> int:
-        """Remove what a killed node left half written, before receiving; returns how many."""
-        stale = list(self._root.glob("*/*.part"))
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
-
     def _check_space(self, n_bytes: int) -> None:
         free = shutil.disk_usage(self._root).free
         if free - n_bytes < self._reserve_bytes:
             raise InboxFull(
                 f"disk reserve reached: {free >> 20} MiB free, {self._reserve_bytes >> 20} MiB kept"
             )
-
-    def _write(self, target: Path, start: bytes, encoded: bytes) -> None:
-        folder = target.parent
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(self._root)
-        # two associations may bring the same content at once: each writes its own
-        partial = folder / f"{target.stem}.{uuid4().hex}.part"
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(start)
-                stream.write(encoded)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-        _sync_folder(folder)
 
 
 def _checked(received: ReceivedInstance) -> _Header:
@@ -304,12 +278,3 @@ def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
 
 def _ae_title(title: str) -> bytes:
     return title.encode("ascii", "replace")[:16].strip() or b"UNKNOWN"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dicom_node import durable
 from dicom_node.config import NodeConfig
 from dicom_node.folders import Folders
 from dicom_node.store import database
@@ -61,6 +62,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; returns the exit status (1 when a part cannot start)."""
         self._folders.create()
+        durable.sweep(self._folders.root)
         database.migrate(self._folders.database)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())

@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dicom_node import clock, findings, protocol, volume
+from dicom_node import clock, durable, findings, protocol, volume
 from dicom_node.anomaly import anomaly_map, foreground, intensity, resample
 from dicom_node.anomaly.tokens import tokenize as make_tokens
 from dicom_node.config import Protocol, digest
@@ -130,8 +130,9 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         scored=at,
     )
     folder = score_folder(line, entry)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    save_file({"raw": scores.raw, "calibrated": scores.calibrated}, folder / "tokens.safetensors")
+    durable.make_folder(folder)
+    with durable.replacing(folder / "tokens.safetensors") as partial:
+        save_file({"raw": scores.raw, "calibrated": scores.calibrated}, partial)
     with line.database.begin() as db:
         result_table.record_score(db, entry)
     line.batch(claimed).decide(name, percentile)
@@ -256,7 +257,8 @@ def _write_objects(
         summary,
         modality=str(source.headers[0].get("Modality", "")),
     )
-    Image.fromarray(picture).save(folder / "summary.png")
+    with durable.replacing(folder / "summary.png") as partial:
+        Image.fromarray(picture).save(partial, "PNG")
     made: list[ResultObject] = []
     if line.config.results.segmentation:
         made += _write_segmentation(line, folder, source, labels, found, summary)
@@ -316,6 +318,7 @@ def _write_captures(
 
 
 def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
-    ds.save_as(path, enforce_file_format=True)
+    with durable.replacing(path) as partial:
+        ds.save_as(partial, enforce_file_format=True)
     name = f"{path.parent.name}/{path.name}"
     return ResultObject(str(ds.SOPInstanceUID), kind, str(ds.SeriesInstanceUID), name)

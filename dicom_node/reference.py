@@ -6,7 +6,6 @@ and every leave-one-out map follows from files that exist.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dicom_node import durable
 from dicom_node.anomaly.calibration import calibrate, location_and_scale, to_grid
 from dicom_node.anomaly.similarity import interval_average, mutual_nearest
 from dicom_node.anomaly.spec import ScoringSpec
@@ -121,13 +121,10 @@ def _pair(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write by temp + fsync + rename, so that a file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
-    part.replace(path)
+    """Write a safetensors file that is whole or absent."""
+    durable.make_folder(path.parent)
+    with durable.replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def _pack_bits(flags: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import timm
 import torch
 import torch.nn.functional as nnf
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dicom_node.anomaly.spec import EncoderSpec
@@ -72,43 +73,110 @@ def native_bfloat16(device: str) -> bool:
 class Encoder:
     """A frozen timm vision transformer on one device."""
 
-    def __init__(self, spec: EncoderSpec, model: nn.Module, device: str) -> None:
+    def __init__(
+        self, spec: EncoderSpec, model: nn.Module, device: str, dtype: torch.dtype | None = None
+    ) -> None:
+        """Freeze `model`; `dtype` is bf16 where `device` has it, fp32 otherwise, if left out."""
         self.spec = spec
-        self.dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
+        fastest = torch.bfloat16 if native_bfloat16(device) else torch.float32
+        self.dtype = dtype or fastest
         self.device = device
-        if device == "cpu":
+        if device == "cpu" and self.dtype is torch.bfloat16:
             _unfuse_attention(model)
+        self._keeper = _keeper_for(model)
         self._model = model.eval().requires_grad_(requires_grad=False).to(device, self.dtype)
         self._mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std).view(1, 3, 1, 1)
 
     @torch.inference_mode()
-    def encode(self, slices: Tensor, upsampling: int, batch: int | None = None) -> Tensor:
+    def encode(
+        self, slices: Tensor, kept: Tensor, upsampling: int, batch: int | None = None
+    ) -> Tensor:
         """(n, rows, columns) grey in [0, 1] -> (layers, n, rows/p, columns/p, features) fp32.
 
         Rows and columns, enlarged, must be multiples of the patch size p. Grey is replicated to
-        three channels and normalised as the weights' card says.
+        three channels and normalised as the weights' card says. Patches that `kept`,
+        (n, rows/p, columns/p), leaves out are zero; they are not run through the blocks, and the
+        others do not attend to them.
         """
-        batch = batch or (2 if self.device == "cpu" else 32)  # two slices stay in a CPU's cache
-        parts = [self._encode_batch(part, upsampling) for part in slices.split(batch)]
+        # sequences differ in length: one by one on a CPU, padded together where a launch costs more
+        batch = batch or (1 if self.device == "cpu" else 32)
+        parts = [
+            self._encode_batch(some, keep, upsampling)
+            for some, keep in zip(slices.split(batch), kept.split(batch), strict=True)
+        ]
         return torch.cat(parts, dim=1)
 
-    def _encode_batch(self, slices: Tensor, upsampling: int) -> Tensor:
+    def _encode_batch(self, slices: Tensor, kept: Tensor, upsampling: int) -> Tensor:
         """(n, rows, columns) -> (layers, n, grid rows, grid columns, features) fp32."""
         x = nnf.interpolate(
             slices[:, None], scale_factor=upsampling, mode="bilinear", align_corners=False
         )  # n 1 R C
         x = ((x.expand(-1, 3, -1, -1) - self._mean) / self._std).to(self.device, self.dtype)
+        flat = kept.flatten(1)  # n P
+        if self._keeper is None:
+            packed, valid = self._intermediates(x, None), flat
+        else:
+            index, valid = _packed_index(flat)  # n K, n K
+            self._keeper.index = index.to(self.device)
+            packed = self._intermediates(x, self._attention_mask(valid))
+        full = packed.new_zeros(packed.shape[0], *flat.shape, packed.shape[-1])  # L n P F
+        full[:, flat] = packed[:, valid]
+        grid: Tensor = full.unflatten(2, kept.shape[1:])
+        return grid
+
+    def _intermediates(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(n, 3, R, C) -> (layers, n, patches, features) fp32."""
+        extra = {} if attention_mask is None else {"attn_mask": attention_mask}
         features = self._model.forward_intermediates(  # type: ignore[operator]
             x,
             indices=list(self.spec.layers),
             norm=self.spec.final_norm,
-            output_fmt="NCHW",
+            output_fmt="NLC",
             intermediates_only=True,
             stop_early=True,  # blocks after the last wanted one are not run
+            **extra,
         )
-        stacked = torch.stack([f.float().cpu() for f in features])  # L n C R' C'
-        return stacked.permute(0, 1, 3, 4, 2)
+        return torch.stack([f.float().cpu() for f in features])
+
+    def _attention_mask(self, valid: Tensor) -> Tensor | None:
+        """(n, K) which places of the packed sequences are patches -> additive (n, 1, 1, T) mask."""
+        if self._keeper is None or bool(valid.all()):
+            return None
+        seen = nnf.pad(valid, (self._keeper.n_prefix, 0), value=True)
+        mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill(~seen, -torch.inf)
+        return mask[:, None, None].to(self.device)
+
+
+class _PatchKeeper(nn.Module):
+    """Stands where timm drops patches in training: after the position embedding, before block 0."""
+
+    def __init__(self, n_prefix: int) -> None:
+        super().__init__()
+        self.n_prefix = n_prefix
+        #: (n, K) of each sequence's patches that stay
+        self.index = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, prefix + patches, features) -> (n, prefix + K, features)."""
+        index = self.index[..., None].expand(-1, -1, x.shape[-1])
+        return torch.cat([x[:, : self.n_prefix], x[:, self.n_prefix :].gather(1, index)], dim=1)
+
+
+def _keeper_for(model: nn.Module) -> _PatchKeeper | None:
+    """Put a patch keeper into a plain vision transformer; None where timm has another forward."""
+    if not isinstance(model, VisionTransformer):
+        return None
+    keeper = _PatchKeeper(model.num_prefix_tokens)
+    model.patch_drop = keeper
+    return keeper
+
+
+def _packed_index(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, P) kept flags -> (n, K) patch indices, kept ones first, and which of them are kept."""
+    longest = max(1, int(flat.sum(1).max()))
+    index = flat.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    return index, flat.gather(1, index)
 
 
 def _unfuse_attention(model: nn.Module) -> None:

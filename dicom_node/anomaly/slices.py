@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dicom_node.anomaly.spec import TokenSpec
-
 
 def slice_positions(n_tokens: int, pitch: int, per_token: int) -> Tensor:
     """Return (n_tokens, per_token) positions in voxels, evenly spread in each token's depth."""
@@ -22,9 +20,3 @@ def take_slices(volume: Tensor, axis: int, positions: Tensor) -> Tensor:
     above = (below + 1).clamp(max=last)
     weight = (positions - below).clamp(0, 1)[:, None, None]
     return moved[below] * (1 - weight) + moved[above] * weight
-
-
-def occupied_tokens(foreground_share: Tensor, axis: int, spec: TokenSpec) -> Tensor:
-    """(D, H, W) share of foreground per token -> indices along `axis` that hold a kept token."""
-    kept = foreground_share >= max(spec.min_foreground, 1e-6)
-    return kept.movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0]

@@ -14,7 +14,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from dicom_node.anomaly.encoder import Encoder
-from dicom_node.anomaly.slices import occupied_tokens, slice_positions, take_slices
+from dicom_node.anomaly.slices import slice_positions, take_slices
 from dicom_node.anomaly.spec import TokenSpec
 
 _EPS = 1e-6
@@ -51,6 +51,11 @@ def foreground_share(foreground: Tensor, pitch: int) -> Tensor:
     return share
 
 
+def kept_tokens(share: Tensor, spec: TokenSpec) -> Tensor:
+    """(D, H, W) share of foreground in each token's cube -> which of them become tokens."""
+    return share >= max(spec.min_foreground, 1e-6)
+
+
 def check_grid(shape: tuple[int, ...], pitch: int) -> None:
     """Raise ValueError unless every side of the canonical grid is a multiple of the token pitch."""
     if any(side % pitch or side == 0 for side in shape):
@@ -62,13 +67,15 @@ def axis_features(
 ) -> Tensor:
     """(depth, height, width) -> (layers, D, H, W, features): pooled, then normalised (eq. 1).
 
-    Slices that cross no kept token are not encoded; their places stay zero.
+    Slices and patches without a kept token are not encoded; their places stay zero.
     """
     pitch = spec.pitch_voxels(encoder.spec.patch_size)
-    kept = occupied_tokens(share, axis, spec)
+    foreground = kept_tokens(share, spec).movedim(axis, 0)  # the stack's tokens, rows, columns
+    kept = foreground.flatten(1).any(1).nonzero()[:, 0]
     positions = slice_positions(share.shape[axis], pitch, spec.slices_per_token)[kept]
     slices = take_slices(volume, axis, positions.flatten())
-    encoded = encoder.encode(slices, spec.upsampling)  # L n*s R C F
+    patches = foreground[kept].repeat_interleave(spec.slices_per_token, 0)
+    encoded = encoder.encode(slices, patches, spec.upsampling)  # L n*s R C F
     pooled = encoded.unflatten(1, (len(kept), spec.slices_per_token)).mean(2)  # z, L n R C F
     pooled = pooled / (pooled.norm(dim=-1, keepdim=True) + _EPS)
     grid = [pooled.shape[0], share.shape[axis], *pooled.shape[2:]]
@@ -92,7 +99,7 @@ def tokenize(
     pitch = spec.pitch_voxels(encoder.spec.patch_size)
     check_grid(tuple(volume.shape), pitch)
     share = foreground_share(foreground, pitch)
-    index = (share >= max(spec.min_foreground, 1e-6)).flatten().nonzero()[:, 0]
+    index = kept_tokens(share, spec).flatten().nonzero()[:, 0]
     if index.numel() == 0:
         raise ValueError("no token holds enough foreground")
     parts = []

@@ -61,7 +61,7 @@ def storage_contexts(sop_classes: Iterable[str]) -> list[PresentationContext]:
     return [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes]
 
 
-def readable(sop_class_uid: str) -> str:
-    """Return the name of a SOP Class with its UID; the UID alone when it has no name."""
-    name = UID(sop_class_uid).name
-    return name if name == sop_class_uid else f"{name} ({sop_class_uid})"
+def readable(uid_text: str) -> str:
+    """Return the name of a SOP Class or transfer syntax with its UID, or the UID alone."""
+    name = UID(uid_text).name
+    return name if name == uid_text else f"{name} ({uid_text})"

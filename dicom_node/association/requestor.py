@@ -22,13 +22,19 @@ from dicom_node.errors import (
     AssociationRefused,
     ContextNotAccepted,
     DeliveryError,
+    FileUnreadable,
     StoreFailed,
 )
 
 #: stored, with a remark, like Bxxx (PS3.4 B.2.3; PS3.7 C.4)
 _WARNINGS = (0x0001, 0x0107, 0x0116)
 _DIAGNOSIS_S = 2.0
-_MEANINGS = {0x01: "not authorized", 0xA7: "out of resources", 0xA9: "data set mismatch"}
+_OUT_OF_RESOURCES = 0xA7
+_MEANINGS = {
+    0x01: "not authorized",
+    _OUT_OF_RESOURCES: "out of resources",
+    0xA9: "data set mismatch",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +82,49 @@ def send(
     peer: Peer,
     calling_ae_title: str,
     files: Sequence[Path],
-    on_stored: Callable[[Path, int], None],
     timeout_s: float,
+    *,
+    on_stored: Callable[[Path, int], None] = lambda _path, _status: None,
+    on_refused: Callable[[Path, DeliveryError], None],
 ) -> None:
     """Send Part 10 files over one association, encoded as they are.
 
     `on_stored` gets each file and its status, success or warning, as soon as it is acknowledged.
-    Raises StoreFailed (``.status``, ``.path``) at the first failure status, AssociationRefused,
-    AssociationLost, and ContextNotAccepted (``.paths``) after everything else was sent.
+    `on_refused` gets each file that is not taken, and why: ContextNotAccepted, StoreFailed
+    (``.status``), or FileUnreadable when it is this side's fault. It costs the other files nothing.
+
+    Raises what concerns them all and may pass: AssociationRefused, AssociationLost, and StoreFailed
+    when the peer is out of resources (0xA7xx, PS3.4 B.2.3).
     """
-    outgoing = [_outgoing(peer, path) for path in files]
-    contexts = _contexts(outgoing)
-    with _association(peer, calling_ae_title, contexts, timeout_s) as assoc:
+    outgoing = []
+    for path in files:
+        try:
+            outgoing.append(_outgoing(peer, path))
+        except FileUnreadable as error:
+            on_refused(path, error)
+    if not outgoing:
+        return
+    with _association(peer, calling_ae_title, _contexts(outgoing), timeout_s) as assoc:
         accepted = {
             (str(context.abstract_syntax), str(context.transfer_syntax[0]))
             for context in assoc.accepted_contexts
         }
-        sendable = [o for o in outgoing if (o.sop_class_uid, o.transfer_syntax_uid) in accepted]
-        for number, item in enumerate(sendable):
-            on_stored(item.path, _store(assoc, peer, item, number % 65535 + 1))
-    _raise_not_accepted(peer, [item for item in outgoing if item not in sendable])
+        for number, item in enumerate(outgoing):
+            try:
+                if (item.sop_class_uid, item.transfer_syntax_uid) not in accepted:
+                    raise _not_accepted(peer, item)
+                status = _store(assoc, peer, item, number % 65535 + 1)
+            except (ContextNotAccepted, StoreFailed) as error:
+                if _may_pass(error):
+                    raise
+                on_refused(item.path, error)
+            else:
+                on_stored(item.path, status)
+
+
+def _may_pass(error: DeliveryError) -> bool:
+    """Tell a full disk over there from an object that is not wanted."""
+    return isinstance(error, StoreFailed) and error.status >> 8 == _OUT_OF_RESOURCES
 
 
 def _outgoing(peer: Peer, path: Path) -> _Outgoing:
@@ -103,8 +132,8 @@ def _outgoing(peer: Peer, path: Path) -> _Outgoing:
         meta = read_file_meta_info(path)
         return _Outgoing(path, str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
     except (OSError, AttributeError, ValueError, InvalidDicomError) as error:
-        raise DeliveryError(
-            f"cannot read {path} to send it to {peer}: {error}", destination=peer.name, path=path
+        raise FileUnreadable(
+            f"cannot read {path} to send it to {peer}: {error}", destination=peer.name
         ) from error
 
 
@@ -133,7 +162,6 @@ def _store(assoc: Association, peer: Peer, item: _Outgoing, message_id: int) -> 
         f"{peer} answered C-STORE with 0x{status:04X} ({meaning})",
         destination=peer.name,
         status=status,
-        path=item.path,
     )
 
 
@@ -141,19 +169,15 @@ def _lost(peer: Peer, path: Path) -> AssociationLost:
     return AssociationLost(
         f"{peer} did not acknowledge {path.name}: the association ended, or no answer came in time",
         destination=peer.name,
-        path=path,
     )
 
 
-def _raise_not_accepted(peer: Peer, left: Sequence[_Outgoing]) -> None:
-    if not left:
-        return
-    kinds = sorted({readable(item.sop_class_uid) for item in left})
-    raise ContextNotAccepted(
-        f"{peer} does not accept {', '.join(kinds)}: enable it there, "
-        "or leave this object out of what is sent",
+def _not_accepted(peer: Peer, item: _Outgoing) -> ContextNotAccepted:
+    return ContextNotAccepted(
+        f"{peer} does not accept {readable(item.sop_class_uid)} in "
+        f"{readable(item.transfer_syntax_uid)}: enable it there, or leave this object out of what "
+        "is sent",
         destination=peer.name,
-        paths=tuple(item.path for item in left),
     )
 
 

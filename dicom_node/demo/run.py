@@ -24,7 +24,7 @@ from dicom_node.demo.cohort import Head, load_template, make_cohort
 from dicom_node.demo.mr_series import Acquisition, write_mr_series
 from dicom_node.demo.pacs import free_ports, running_pacs
 from dicom_node.demo.summary import show
-from dicom_node.errors import AssociationRefused, ConfigError, PartFailed
+from dicom_node.errors import AssociationRefused, ConfigError, DeliveryError, PartFailed
 from dicom_node.folders import Folders, cache_folder
 from dicom_node.store import job_table, result_table
 from dicom_node.store.database import Database
@@ -166,11 +166,16 @@ def _send_all(
     task = progress.add_task("Series sent by C-STORE", total=total)
     sent = []
     for entry in own if own else _cohort(folder):
-        send(peer, _SENDER, entry.files, lambda _path, _status: None, 60.0)
+        send(peer, _SENDER, entry.files, 60.0, on_refused=_give_up)
         sent.append(entry)
         progress.advance(task)
         _say_plainly(progress, "")
     return sent
+
+
+def _give_up(path: Path, error: DeliveryError) -> None:
+    """End the demo at the first instance that the node refuses, by name."""
+    raise PartFailed(f"the node refused {path}: {error}") from error
 
 
 def _cohort(folder: Path) -> Iterator[Sent]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from dicom_node import clock
+from dicom_node import clock, durable
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
 from dicom_node.config import NodeConfig
 from dicom_node.folders import Folders
@@ -55,7 +55,7 @@ def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     with database.begin() as db:
         series_table.close_all_associations(db, clock.now())
     inbox = Inbox(folders.inbox, config.storage.reserve)
-    inbox.sweep()
+    durable.sweep(folders.inbox)
     settings = AcceptorSettings(
         ae_title=config.node.ae_title,
         bind=config.receiver.bind,

@@ -1,6 +1,7 @@
 """The node as a whole: its processes, its end, and what a second run sends."""
 
 import hashlib
+import json
 import sqlite3
 import time
 
@@ -48,6 +49,9 @@ def test_a_killed_worker_and_receiver_are_started_again_and_nothing_is_lost(tmp_
         assert storescu(node.port, small_series(tmp_path, 3)).returncode == 0
         found = node.wait_for(lambda s: s["jobs"].get("report done", 0) == 4, "four scores")
         assert found["received"]["instances"] == 4 * 24
+        printed = run_cli("status", "--json", "--config", node.config)
+        assert json.loads(printed.stdout)["received"] == found["received"]
+        assert "report" in run_cli("status", "--config", node.config).stdout
 
 
 def test_the_end_leaves_no_process_behind(tmp_path):

@@ -43,7 +43,7 @@ series_description = "^T1 3D$"
 [[protocol]]
 name = "head-t1"
 mode = "live"
-min_reference = 4
+min_reference = 3
 spacing_mm = 2.0
 extent_mm = [182.0, 252.0, 182.0]
 finding_threshold = 1.5
@@ -54,7 +54,7 @@ series_description = "ixi"
 [[protocol]]
 name = "head-flair"
 mode = "live"
-min_reference = 4
+min_reference = 3
 spacing_mm = 2.0
 extent_mm = [154.0, 210.0, 168.0]
 finding_threshold = 1.5
@@ -82,7 +82,7 @@ port = {pacs_port}
 retry_first = "1 s"
 """
 
-N_MR = 5
+N_MR = 4
 
 
 def nifti_series(paths, kind, folder):

@@ -9,6 +9,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
+from dicom_node.association.requestor import Peer, send
 from dicom_node.demo.mr_series import Acquisition, make_uid, write_mr_series
 from dicom_node.demo.pacs import free_ports
 from tests.make.nodes import run_cli, running_node, storescu, tiny_encoder_section
@@ -76,14 +77,21 @@ def rejected(found, text):
 
 
 def test_a_truncated_instance_is_refused_and_the_rest_of_the_association_survives(node, tmp_path):
+    """By our own sender: DCMTK does not send a file that it cannot read to its end."""
     files = small_series(tmp_path, 50, n_slices=3, description="cut")
-    broken = files[1]
-    broken.write_bytes(broken.read_bytes()[:-700])
-    # DCMTK checks what it reads: let it send the bytes as they are
-    sent = storescu(node.port, files)
-    assert sent.returncode != 0 or "0xc000" in (sent.stdout + sent.stderr).lower()
-    found = node.status()
-    assert found["received"]["instances"] >= 2
+    files[1].write_bytes(files[1].read_bytes()[:-700])
+    stored, refused = [], {}
+    send(
+        *(Peer("node", "DICOM_NODE", "127.0.0.1", node.port), "SCANNER", files, 10),
+        on_stored=lambda path, _status: stored.append(path),
+        on_refused=refused.__setitem__,
+    )
+    assert stored == [files[0], files[2]]
+    assert refused[files[1]].status == 0xC000
+    wanted = "PixelData is cut off: 2048 bytes expected, 1348 found"
+    assert wanted in str(refused[files[1]])
+    reasons = [r["reason"] for r in node.status()["refusals"] if r["from"] == "SCANNER"]
+    assert any(wanted in reason for reason in reasons), reasons
 
 
 def test_a_non_image_sop_class_is_named_and_the_sender_told(node, tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import re
 import socket
 import subprocess
 import threading
@@ -402,6 +403,10 @@ def test_stop_ends_open_associations(recorder):
         assert recorder.closed == [1]
 
 
+def fail(path, error):
+    raise AssertionError(f"{path} was refused: {error}")
+
+
 # -- sending ----------------------------------------------------------------------------------
 
 
@@ -439,7 +444,11 @@ def test_send_keeps_the_encoding(tmp_path):
     stored = []
     with storescp(tmp_path / "pacs", "+xa", "-B") as peer:
         echo(peer, "NODE", 10)
-        send(peer, "NODE", paths, lambda path, status: stored.append((path, status)), 10)
+        send(
+            *(peer, "NODE", paths, 10),
+            on_stored=lambda path, status: stored.append((path, status)),
+            on_refused=fail,
+        )
     assert stored == [(path, 0) for path in paths]
     arrived = {
         (ds.SOPInstanceUID, ds.file_meta.TransferSyntaxUID, ds.PixelData)
@@ -456,28 +465,53 @@ def test_what_is_not_accepted_does_not_hold_up_the_rest(tmp_path):
         write(make_instance(index=0), tmp_path / "0.dcm", uid.JPEG2000Lossless),
         write(make_instance(index=1), tmp_path / "1.dcm"),
     ]
-    stored = []
     with storescp(tmp_path / "pacs") as peer:
-        with pytest.raises(ContextNotAccepted, match=r"pacs .*MR Image Storage") as caught:
-            send(peer, "NODE", paths, lambda path, _status: stored.append(path), 10)
+        stored, refused = sent_to(peer, paths)
         assert stored == [paths[1]]
-        assert caught.value.paths == (paths[0],)
-        assert caught.value.destination == "pacs"
-        with pytest.raises(ContextNotAccepted):
-            send(peer, "NODE", paths[:1], lambda path, _status: stored.append(path), 10)
+        assert list(refused) == [paths[0]]
+        assert isinstance(refused[paths[0]], ContextNotAccepted)
+        assert refused[paths[0]].destination == "pacs"
+        assert re.search(r"pacs .*MR Image Storage.*JPEG 2000", str(refused[paths[0]]))
+        assert sent_to(peer, paths[:1])[0] == []
 
 
-def test_failure_status_ends_the_sending(acceptor, recorder, tmp_path):
-    series = make_series("MR", Geometry(n_slices=3))
+def sent_to(peer, paths):
+    stored, refused = [], {}
+    send(
+        *(peer, "OWN", paths, 10),
+        on_stored=lambda path, _status: stored.append(path),
+        on_refused=refused.__setitem__,
+    )
+    return stored, refused
+
+
+def test_a_refused_or_unreadable_file_costs_the_others_nothing(acceptor, recorder, tmp_path):
+    series = make_series("MR", Geometry(n_slices=4))
     del series[1].StudyInstanceUID
     paths = [write(ds, tmp_path / f"{i}.dcm") for i, ds in enumerate(series)]
-    stored = []
-    with pytest.raises(StoreFailed, match=r"0xC000 \(StudyInstanceUID is missing\)") as caught:
-        send(here(acceptor), "OWN", paths, lambda path, _status: stored.append(path), 10)
-    assert (caught.value.status, caught.value.path) == (0xC000, paths[1])
-    assert caught.value.destination == "here"
-    assert stored == paths[:1]
+    paths[2].write_bytes(b"no DICOM")
+    stored, refused = sent_to(here(acceptor), [*paths, tmp_path / "gone.dcm"])
+    assert stored == [paths[0], paths[3]]
+    assert set(refused) == {paths[1], paths[2], tmp_path / "gone.dcm"}
+    assert isinstance(refused[paths[1]], StoreFailed)
+    assert refused[paths[1]].status == 0xC000
+    assert "StudyInstanceUID is missing" in str(refused[paths[1]])
+    assert refused[paths[1]].destination == "here"
+    assert "cannot read" in str(refused[paths[2]])
     until(lambda: recorder.closed == [1])
+
+
+def test_a_peer_out_of_resources_ends_the_sending(acceptor, recorder, tmp_path):
+    paths = [
+        write(ds, tmp_path / f"{ds.InstanceNumber}.dcm")
+        for ds in make_series("MR", Geometry(n_slices=3))
+    ]
+    recorder.error = DatabaseUnavailable()
+    with pytest.raises(StoreFailed, match="0xA700") as caught:
+        sent_to(here(acceptor), paths)
+    assert caught.value.status == 0xA700
+    recorder.error = None
+    assert sent_to(here(acceptor), paths) == (paths, {})
 
 
 def here(acceptor, ae_title="NODE", host="127.0.0.1"):
@@ -493,7 +527,7 @@ def test_unreachable_destination_says_what_to_check(tmp_path):
         echo(peer, "NODE", 5)
     assert caught.value.destination == "pacs"
     with pytest.raises(AssociationRefused, match=wanted):
-        send(peer, "NODE", [write(make_instance(), tmp_path / "0.dcm")], print, 5)
+        send(peer, "NODE", [write(make_instance(), tmp_path / "0.dcm")], 5, on_refused=fail)
     del caught
     gc.collect()
 
@@ -528,7 +562,7 @@ def test_collector_keeps_results_and_foreign_names_stay_inside(tmp_path):
         ds = make_instance(SOPClassUID=uid.SegmentationStorage)
         path = write(ds, tmp_path / "0.dcm")
         peer = Peer("archive", "ARCHIVE", "127.0.0.1", collector.port)
-        send(peer, "NODE", [path], lambda _path, _status: None, 10)
+        send(peer, "NODE", [path], 10, on_refused=fail)
         kept = tmp_path / "archive" / ds.SeriesInstanceUID / f"{ds.SOPInstanceUID}.dcm"
         assert pydicom.dcmread(kept).PixelData == ds.PixelData
         segmentation = build_context(uid.SegmentationStorage, uid.ExplicitVRLittleEndian)

@@ -9,10 +9,10 @@ from dicom_node.anomaly.spec import EncoderSpec
 TINY = "vit_tiny_patch16_224"
 
 
-def tiny_encoder(patch_size: int = 16) -> Encoder:
+def tiny_model():
     """A ViT of two blocks; features depend on the picture, not on training."""
     torch.manual_seed(7)
-    model = timm.create_model(
+    return timm.create_model(
         TINY,
         pretrained=False,
         num_classes=0,
@@ -21,5 +21,8 @@ def tiny_encoder(patch_size: int = 16) -> Encoder:
         embed_dim=48,
         num_heads=3,
     )
+
+
+def tiny_encoder(patch_size: int = 16) -> Encoder:
     spec = EncoderSpec(TINY, (0, 1), patch_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Encoder(spec, model, "cpu")
+    return Encoder(spec, tiny_model(), "cpu", torch.float32)

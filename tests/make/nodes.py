@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import socket
@@ -16,7 +15,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from dicom_node import config
 from dicom_node.association.requestor import Peer, echo
+from dicom_node.folders import Folders
+from dicom_node.status import collect_status
+from dicom_node.store.database import Database
 from tests.make.encoders import TINY
 
 COMMAND = [sys.executable, "-m", "dicom_node"]
@@ -85,9 +88,12 @@ class Node:
         return (self.folder / "node.log").read_text("utf-8")
 
     def status(self) -> dict:
-        done = run_cli("status", "--json", "--config", self.config)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        """What `dicom-node status --json` prints, without the start of a process."""
+        database = Database(Folders(config.load(self.config).node.data_dir).database)
+        try:
+            return collect_status(database)
+        finally:
+            database.close()
 
     def wait_for(self, condition, what: str, timeout: float = 300):
         """Poll `status` until `condition` holds of it."""

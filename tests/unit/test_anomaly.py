@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from dicom_node.anomaly import anomaly_map, calibration, foreground, intensity, resample, slices
 from dicom_node.anomaly.spec import GridSpec, TokenSpec
 from dicom_node.anomaly.tokens import projection_matrix, tokenize
-from tests.make.encoders import tiny_encoder
+from tests.make.encoders import tiny_encoder, tiny_model
 
 SPEC = TokenSpec(upsampling=2, projection_dim=16)  # patch 16: tokens of 8 voxels
 
@@ -56,7 +57,7 @@ def test_empty_slices_are_not_encoded(encoder, monkeypatch):
     seen = []
     original = encoder.encode
     monkeypatch.setattr(
-        encoder, "encode", lambda s, u, **k: seen.append(len(s)) or original(s, u, **k)
+        encoder, "encode", lambda s, *a, **k: seen.append(len(s)) or original(s, *a, **k)
     )
     mask = torch.zeros(48, 48, 48, dtype=torch.bool)
     mask[8:16, 16:40, 8:24] = True
@@ -170,3 +171,40 @@ def test_the_subject_score_is_the_mean_of_the_few_highest():
     assert anomaly_map.subject_score(grid, 0.002) == pytest.approx(998.5)
     with pytest.raises(ValueError, match="no token score"):
         anomaly_map.subject_score(torch.full((2, 2, 2), math.nan))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_patches_of_the_background_are_neither_encoded_nor_seen(encoder, batch):
+    generator = torch.Generator().manual_seed(5)
+    pictures = torch.rand(5, 32, 48, generator=generator)
+    kept = torch.rand(5, 4, 6, generator=generator) > 0.5
+    kept[3] = False
+    one_by_one = [encoder.encode(p[None], k[None], 2) for p, k in zip(pictures, kept, strict=True)]
+    encoded = encoder.encode(pictures, kept, 2, batch=batch)
+    assert encoded.shape == (2, 5, 4, 6, 48)
+    torch.testing.assert_close(encoded, torch.cat(one_by_one, 1), atol=1e-5, rtol=1e-4)
+    assert (encoded[:, ~kept] == 0).all()
+    assert (encoded[:, kept].norm(dim=-1) > 0).all()
+    background = (~kept).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    # away from the patches' edges, which the enlargement blurs
+    inner = background & (nnf.avg_pool2d(background[:, None].float(), 3, 1, 1)[:, 0] == 1)
+    changed = torch.where(inner, torch.zeros_like(pictures), pictures)
+    torch.testing.assert_close(encoder.encode(changed, kept, 2), encoded)
+
+
+def test_with_all_patches_kept_the_features_are_timms_own(encoder):
+    pictures = torch.rand(2, 64, 48, generator=torch.Generator().manual_seed(6))
+    everything = torch.ones(2, 4, 3, dtype=torch.bool)
+    expected = (
+        tiny_model()
+        .eval()
+        .forward_intermediates(
+            (pictures[:, None].expand(-1, 3, -1, -1) - 0.5) / 0.5,
+            indices=[0, 1],
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+    )
+    found = encoder.encode(pictures, everything, 1).flatten(2, 3)
+    torch.testing.assert_close(found, torch.stack(list(expected)).detach(), atol=1e-5, rtol=1e-4)

@@ -86,7 +86,7 @@ def test_interpolation_is_that_of_ndimage(n, n_coarse):
 
 
 def test_lesions_are_of_both_kinds_and_large_enough(lesioned):
-    assert [lesion.contrast for lesion in lesioned.lesions] == [1.6, 0.5]
+    assert [lesion.contrast for lesion in lesioned.lesions] == [1.7, 0.5]
     for lesion in lesioned.lesions:
         assert lesion.volume_ml == pytest.approx(lesion.mask.sum() * 2 / 1000)
         assert 0.5 <= lesion.volume_ml < 8

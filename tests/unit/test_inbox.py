@@ -12,7 +12,7 @@ from pydicom import uid
 
 from dicom_node.errors import DataSetMismatch, InboxFull, StoreStatus, UnreadableDataSet
 from dicom_node.inbox import IMPLEMENTATION_CLASS_UID, Inbox
-from tests.make.instances import Geometry, encode, make_instance, received
+from tests.make.instances import encode, make_instance, received
 
 SYNTAXES = [
     uid.ExplicitVRLittleEndian,
@@ -205,16 +205,8 @@ def test_failed_write_leaves_nothing(inbox, tmp_path, monkeypatch):
 
     arrived = received(make_instance())
     with monkeypatch.context() as patched:
-        patched.setattr("dicom_node.inbox.os.fsync", fail)
+        patched.setattr("dicom_node.durable.os.fsync", fail)
         with pytest.raises(OSError, match="No space left"):
             inbox.file_instance(arrived)
     assert files(tmp_path) == []
     assert inbox.file_instance(arrived).size_bytes == files(tmp_path)[0].stat().st_size
-
-
-def test_sweep_removes_the_half_written_alone(inbox, tmp_path):
-    filed = inbox.file_instance(received(make_instance(geometry=Geometry(rows=8))))
-    kept = tmp_path / "inbox" / filed.file_name
-    (kept.parent / "abc.part").write_bytes(b"half")
-    assert inbox.sweep() == 1
-    assert files(tmp_path) == [kept]

@@ -74,7 +74,8 @@ def test_the_loaded_encoder_sees_what_is_in_the_picture():
     noise = torch.rand((224, 224), generator=torch.Generator().manual_seed(0))
     disc = (rows - 60) ** 2 + (columns - 60) ** 2 < 42**2
     picture = torch.where(disc, 0.8, 0.2) + 0.05 * noise
-    features = build_encoder(spec, found.state(), "cpu").encode(picture[None], 1)[0, 0]
+    encoder = build_encoder(spec, found.state(), "cpu")
+    features = encoder.encode(picture[None], torch.ones(1, 16, 16, dtype=torch.bool), 1)[0, 0]
     unit = torch.nn.functional.normalize(features, dim=-1)
     inside, ground = unit[4, 4], unit[12, 12]
     assert inside @ unit[3, 4] > inside @ ground + 0.1

@@ -1,0 +1,50 @@
+"""The state of the node as plain values: what `status` prints and a script reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dicom_node import __version__, clock
+from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.store.database import Database
+
+#: the newest of each kind of trouble; the ledger keeps all
+_FAULTS, _UNFINISHED, _REFUSALS = 20, 50, 20
+
+
+def collect_status(database: Database) -> dict[str, Any]:
+    """Return counts per state, and what needs a look, newest first; JSON can hold all of it.
+
+    Raises DatabaseUnavailable when the ledger does not answer.
+    """
+    with database.read() as db:
+        return {
+            "version": __version__,
+            "at": clock.stamp(clock.now()),
+            "received": series_table.counts(db),
+            "jobs": job_table.counts(db),
+            "reference": _joined(reference_table.counts(db)),
+            "delivery": _joined(result_table.delivery_counts(db)),
+            "delivery_faults": [
+                {"destination": f.destination, "state": f.state, "n": f.n, "reason": f.reason}
+                for f in result_table.delivery_faults(db, _FAULTS)
+            ],
+            "unfinished": [
+                {
+                    "series": job.series_instance_uid,
+                    "stage": job.stage.value,
+                    "state": job.state.value,
+                    "reason": job.reason,
+                }
+                for job in job_table.unfinished(db, _UNFINISHED)
+            ],
+            "refusals": [
+                {"from": row.calling_ae_title, "at": row.happened, "reason": row.reason}
+                for row in series_table.recent_refusals(db, _REFUSALS)
+            ],
+        }
+
+
+def _joined(counts: dict[tuple[str, str], int]) -> dict[str, int]:
+    """Name each count by one string: JSON has no other keys."""
+    return {" ".join(key): number for key, number in counts.items()}
