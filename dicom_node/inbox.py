@@ -20,10 +20,8 @@ from pydicom.uid import UID
 
 from dicom_node import durable
 from dicom_node.errors import DataSetMismatch, InboxFull, UnreadableDataSet
+from dicom_node.identity import IMPLEMENTATION_CLASS_UID
 from dicom_node.series import FiledInstance, ReceivedInstance
-
-#: names the software that wrote a file (PS3.10 7.1); 2.25 and a UUID, as PS3.5 B.2 allows
-IMPLEMENTATION_CLASS_UID = "2.25.132816374613287269034445966440916323376"
 
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018

@@ -28,6 +28,7 @@ from dicom_node.config import Protocol, digest
 from dicom_node.errors import EmptyForeground, NonFiniteScores
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
+from dicom_node.objects.drawing import Picture
 from dicom_node.objects.overlay import render_summary
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
@@ -263,7 +264,7 @@ def _write_objects(
     if line.config.results.segmentation:
         made += _write_segmentation(line, folder, source, labels, found, summary)
     if line.config.results.secondary_capture:
-        made += _write_captures(line, folder, source, voxel_map, labels, found, summary)
+        made += _write_captures(line, folder, source, voxel_map, labels, picture, summary)
     return made
 
 
@@ -294,7 +295,7 @@ def _write_captures(
     source: Volume,
     voxel_map: NDArray[np.float32],
     labels: LabelMap,
-    found: Sequence[Finding],
+    picture: Picture,
     summary: ScoreSummary,
 ) -> list[ResultObject]:
     """Write the overlay series, the summary picture first."""
@@ -304,7 +305,7 @@ def _write_captures(
         voxel_map,
         labels,
         source.affine,
-        found,
+        picture,
         summary,
         node_id=line.config.node.node_id,
         series_number=line.config.results.series_number_secondary_capture,

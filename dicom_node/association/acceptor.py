@@ -22,6 +22,7 @@ from dicom_node.association.contexts import (
     acceptor_contexts,
     readable,
 )
+from dicom_node.association.entity import application_entity
 from dicom_node.errors import InstanceRejected, NodeError, PartFailed, StoreError, StoreStatus
 from dicom_node.series import ReceivedInstance
 
@@ -97,7 +98,6 @@ class Acceptor:
 
     def start(self) -> None:
         """Listen, without blocking; raises PartFailed that names the port and the way out."""
-        sockets.quiet_library()
         settings = self._settings
         handlers = [
             *sockets.handlers(settings.network_timeout_s),
@@ -136,13 +136,9 @@ class Acceptor:
 
     def _application_entity(self) -> AE:
         settings = self._settings
-        entity = AE(settings.ae_title)
+        entity = application_entity(settings.ae_title, settings.network_timeout_s)
         entity.supported_contexts = acceptor_contexts()
         entity.maximum_associations = settings.max_associations
-        entity.maximum_pdu_size = sockets.MAX_PDU_BYTES
-        entity.acse_timeout = settings.network_timeout_s
-        entity.dimse_timeout = settings.network_timeout_s
-        entity.network_timeout = settings.network_timeout_s
         entity.require_called_aet = settings.require_called_ae_title
         entity.require_calling_aet = list(settings.allowed_calling_ae_titles)
         return entity

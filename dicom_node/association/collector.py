@@ -8,12 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
 
 from dicom_node.association import sockets
 from dicom_node.association.contexts import storage_contexts
+from dicom_node.association.entity import application_entity
 from dicom_node.errors import PartFailed, StoreStatus
 
 _log = logging.getLogger(__name__)
@@ -33,13 +34,11 @@ class StorageCollector:
 
     def start(self) -> None:
         """Listen on the loopback interface, without blocking; raises PartFailed."""
-        sockets.quiet_library()
-        entity = AE(self._ae_title)
+        entity = application_entity(self._ae_title, _TIMEOUT_S)
         entity.supported_contexts = storage_contexts(
             context.abstract_syntax for context in AllStoragePresentationContexts
         )
         entity.add_supported_context(Verification)
-        entity.maximum_pdu_size = sockets.MAX_PDU_BYTES
         handlers = [*sockets.handlers(_TIMEOUT_S), (evt.EVT_C_STORE, self._on_c_store)]
         try:
             self._server = entity.start_server(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pynetdicom import AE, _config, build_context, evt
+from pynetdicom import _config, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 
 from dicom_node.association import sockets
 from dicom_node.association.contexts import readable
+from dicom_node.association.entity import application_entity
 from dicom_node.errors import (
     AssociationLost,
     AssociationRefused,
@@ -203,12 +204,9 @@ def _association(
 def _associate(
     peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
 ) -> Association:
-    sockets.quiet_library()
     # the library then sends the bytes of the file; otherwise it decodes and encodes them again
     _config.STORE_SEND_CHUNKED_DATASET = True
-    entity = AE(calling_ae_title)
-    entity.connection_timeout = entity.acse_timeout = timeout_s
-    entity.dimse_timeout = entity.network_timeout = timeout_s
+    entity = application_entity(calling_ae_title, timeout_s)
     connected: list[bool] = []
     handlers = [
         *sockets.handlers(timeout_s),
@@ -220,7 +218,6 @@ def _associate(
             peer.port,
             contexts=contexts,
             ae_title=peer.ae_title,
-            max_pdu=sockets.MAX_PDU_BYTES,
             evt_handlers=handlers,
         )
     except socket.gaierror as error:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pynetdicom import _config, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
 
@@ -24,11 +24,6 @@ _CHUNK_BYTES = 65536
 _ATTRIBUTE = "opened_socket"
 
 Handler = tuple[Any, Callable[[Any], None]]
-
-
-def quiet_library() -> None:
-    """Stop the library's own message dumps, which cost time and show headers in the log."""
-    _config.LOG_HANDLER_LEVEL = "none"
 
 
 def handlers(timeout_s: float) -> list[Handler]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dicom_node.errors import ObjectError
 from dicom_node.findings import LabelMap
+from dicom_node.identity import RESEARCH_ONLY
 
 Picture = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
-RESEARCH_LINE = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 BACKGROUND: Color = (12, 14, 18)
 TEXT: Color = (225, 228, 232)
 WARNING: Color = (255, 196, 64)
@@ -32,6 +34,8 @@ _FINDING_COLORS: tuple[Color, ...] = (
 )
 _ALPHA = (0.30, 0.75)
 _PAD = 8
+#: width of the dark rim of letters, pixels
+_RIM = 2
 
 
 def finding_color(rank: int) -> Color:
@@ -136,15 +140,37 @@ def _write_rank(image: Image.Image, rank: int, mask: NDArray[np.bool_]) -> None:
         return
     x = min(int(columns.max()) + 5, image.width - 22)
     y = max(int(rows.min()) - 16, 2)
-    write_text(ImageDraw.Draw(image), (x, y), str(rank), 16, finding_color(rank))
+    write_text(image, (x, y), str(rank), 16, finding_color(rank))
 
 
 def write_text(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, color: Color = TEXT
+    image: Image.Image, at: tuple[float, float], text: str, size: int, color: Color = TEXT
 ) -> None:
-    """Write with a dark rim, so that it can be read on any ground."""
+    """Write with a dark rim, to be read on any ground; `at` is the upper left corner."""
+    if text:
+        stamp = _stamp(text, size, color)
+        image.paste(stamp, (round(at[0]) - _RIM, round(at[1]) - _RIM), stamp)
+
+
+@lru_cache(maxsize=512)
+def _stamp(text: str, size: int, color: Color) -> Image.Image:
+    """Return the text on a transparent ground; a legend is the same on hundreds of slices."""
+    font = _font(size)
+    right, bottom = font.getbbox(text, stroke_width=_RIM)[2:]
+    stamp = Image.new("RGBA", (round(right) + 2 * _RIM, round(bottom) + 2 * _RIM))
+    ImageDraw.Draw(stamp).text(
+        (_RIM, _RIM), text, fill=color, font=font, stroke_width=_RIM, stroke_fill=(0, 0, 0)
+    )
+    return stamp
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return PIL's own font, so that a picture is the same on every machine."""
     font = ImageFont.load_default(size)
-    draw.text(at, text, fill=color, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise ObjectError("Pillow was built without FreeType: no legend can be written")
+    return font
 
 
 def direction_letter(vector: NDArray[np.floating]) -> str:
@@ -168,7 +194,6 @@ def edge_letters(
 def write_letters(picture: Picture, letters: tuple[str, str, str, str]) -> Picture:
     """Write the orientation letters at the middles of the edges."""
     image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
     width, height, size = image.width, image.height, 16
     places = (
         (4, height / 2 - size / 2),
@@ -177,32 +202,31 @@ def write_letters(picture: Picture, letters: tuple[str, str, str, str]) -> Pictu
         (width / 2 - size / 2, height - size - 6),
     )
     for place, letter in zip(places, letters, strict=True):
-        write_text(draw, place, letter, size)
+        write_text(image, place, letter, size)
     return np.array(image)
 
 
 def legend_strip(width: int, lines: Sequence[str], scale: Scale, pixel_mm: float) -> Picture:
     """Return (rows, width, 3): colour bar, scale bar, the lines, the warning."""
     wrapped = [part for line in lines for part in wrap(line, width - 2 * _PAD, 13)]
-    warning = wrap(RESEARCH_LINE, width - 2 * _PAD, 15)
+    warning = wrap(RESEARCH_ONLY, width - 2 * _PAD, 15)
     height = 48 + 18 * len(wrapped) + 21 * len(warning) + _PAD
     image = Image.new("RGB", (width, height), BACKGROUND)
-    draw = ImageDraw.Draw(image)
     _color_bar(image, (_PAD, 8), min(160, width // 2 - 2 * _PAD), scale)
-    _scale_bar(draw, width, pixel_mm)
+    _scale_bar(image, width, pixel_mm)
     y = 46
     for line in wrapped:
-        write_text(draw, (_PAD, y), line, 13)
+        write_text(image, (_PAD, y), line, 13)
         y += 18
     for line in warning:
-        write_text(draw, (_PAD, y), line, 15, WARNING)
+        write_text(image, (_PAD, y), line, 15, WARNING)
         y += 21
     return np.array(image)
 
 
 def wrap(line: str, width: int, size: int) -> list[str]:
     """Break a line at spaces, and inside a word that is too long, so that it fits the width."""
-    font = ImageFont.load_default(size)
+    font = _font(size)
     done, current = [], ""
     for word in line.split(" "):
         joined = f"{current} {word}" if current else word
@@ -224,22 +248,22 @@ def _color_bar(image: Image.Image, at: tuple[int, int], width: int, scale: Scale
     ramp = np.linspace(0, 255, width).round().astype(np.intp)
     bar = np.repeat(_HEAT[ramp][None], 12, axis=0)
     image.paste(Image.fromarray(bar), at)
-    draw = ImageDraw.Draw(image)
     y = at[1] + 15
     top = f"{scale.top:.1f}"
-    write_text(draw, (at[0], y), f"{scale.threshold:.1f}", 12)
-    write_text(draw, (at[0] + width - draw.textlength(top, ImageFont.load_default(12)), y), top, 12)
-    write_text(draw, (at[0] + width / 2 - 14, y), "score", 12)
+    write_text(image, (at[0], y), f"{scale.threshold:.1f}", 12)
+    write_text(image, (at[0] + width - _font(12).getlength(top), y), top, 12)
+    write_text(image, (at[0] + width / 2 - 14, y), "score", 12)
 
 
-def _scale_bar(draw: ImageDraw.ImageDraw, width: int, pixel_mm: float) -> None:
+def _scale_bar(image: Image.Image, width: int, pixel_mm: float) -> None:
     """Draw a round length of at most two fifths of the width, at the right."""
     room = 0.4 * width * pixel_mm
     length = next((mm for mm in (100, 50, 20, 10, 5, 2) if mm <= room), 1)
     n_pixels = length / pixel_mm
+    draw = ImageDraw.Draw(image)
     left, right = width - _PAD - n_pixels, width - _PAD
     draw.line([(left, 18), (right, 18)], fill=TEXT, width=2)
     for x in (left, right):
         draw.line([(x, 12), (x, 24)], fill=TEXT, width=2)
     label = f"{length} mm"
-    write_text(draw, (right - draw.textlength(label, ImageFont.load_default(12)), 24), label, 12)
+    write_text(image, (right - _font(12).getlength(label), 24), label, 12)

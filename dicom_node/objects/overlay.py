@@ -8,7 +8,7 @@ from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dicom_node import __version__
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
@@ -208,11 +208,10 @@ def render_summary(
 def _title(width: int, score: ScoreSummary) -> Picture:
     """Return the strip that says what this is."""
     image = Image.new("RGB", (width, 52), BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    write_text(draw, (10, 6), f"dicom_node anomaly summary   {score.protocol}", 18)
+    write_text(image, (10, 6), f"dicom_node anomaly summary   {score.protocol}", 18)
     columns = ("axial", "coronal", "sagittal")
     for number, name in enumerate(columns):
-        write_text(draw, (10 + number * (_PANEL_PX + 2), 32), name, 13)
+        write_text(image, (10 + number * (_PANEL_PX + 2), 32), name, 13)
     return np.array(image)
 
 
@@ -223,12 +222,12 @@ def _row(panels: Sequence[Picture], notes: Sequence[str], color: Color) -> Pictu
     for number, panel in enumerate(panels):
         left = number * (_PANEL_PX + 2) + (_PANEL_PX - panel.shape[1]) // 2
         image.paste(Image.fromarray(panel), (left, (_PANEL_PX - panel.shape[0]) // 2))
-    draw, y = ImageDraw.Draw(image), 10
+    y = 10
     for number, line in enumerate(notes):
         size = 16 if number == 0 else 13
         for part in wrap(line, _NOTES_PX - 20, size):
             ink = color if number == 0 else TEXT
-            write_text(draw, (3 * (_PANEL_PX + 2) + 10, y), part, size, ink)
+            write_text(image, (3 * (_PANEL_PX + 2) + 10, y), part, size, ink)
             y += size + 5
         y += 4
     return np.array(image)

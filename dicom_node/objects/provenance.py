@@ -12,7 +12,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
-from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 from pydicom import config
@@ -25,13 +24,17 @@ from pydicom.valuerep import DA, DT, TM, validate_value
 from dicom_node import __version__
 from dicom_node.errors import ObjectError
 from dicom_node.findings import ScoreSummary
+from dicom_node.identity import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    INSTANCE_CREATOR_UID,
+    MANUFACTURER,
+    MODEL_NAME,
+    derived_uid,
+)
 
-MANUFACTURER = "dicom_node"
-MODEL_NAME = "dicom_node anomaly detection"
 #: a person name with a caret: a single component draws warnings
 CREATOR_NAME = "dicom_node^"
-#: burned into every picture, written into every description
-RESEARCH_ONLY = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 CHARACTER_SET = "ISO_IR 192"
 
 #: Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), type 2: empty when unknown
@@ -128,20 +131,6 @@ _IMAGE = (
 )
 _SEXES = ("M", "F", "O", "")
 _OFFSET = re.compile(r"([+-])(\d{2})([0-5]\d)")
-
-
-def derived_uid(*parts: str) -> str:
-    r"""Return a UUID-derived UID (PS3.5 B.2), the same for the same parts.
-
-    The parts are joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ.
-    """
-    return f"2.25.{uuid5(NAMESPACE_OID, chr(0x1F).join(parts)).int}"
-
-
-#: in the file meta information of every object, also when highdicom encoded it
-IMPLEMENTATION_CLASS_UID = derived_uid(MANUFACTURER, "implementation class")
-#: the same for every node: it tells the receiver not to score what a node made
-INSTANCE_CREATOR_UID = derived_uid(MANUFACTURER, "instance creator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +298,7 @@ def finish(ds: Dataset, source: Dataset, score: ScoreSummary, uids: Identifiers)
     _stamp(ds, score.scored_at.astimezone(_zone(source)) if _zone(source) else score.scored_at)
     _name_dimensions(ds, derived_uid(*uids.parts, "dimensions"))
     ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    ds.file_meta.ImplementationVersionName = f"DICOMNODE_{__version__}"[:16]
+    ds.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
 
 
 def carry_identity(ds: Dataset, source: Dataset) -> None:

@@ -15,7 +15,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node.errors import ObjectError
-from dicom_node.findings import Finding, LabelMap, ScoreSummary
+from dicom_node.findings import LabelMap, ScoreSummary
+from dicom_node.identity import RESEARCH_ONLY
 from dicom_node.objects import provenance
 from dicom_node.objects.drawing import Picture, edge_letters
 from dicom_node.objects.overlay import (
@@ -23,7 +24,6 @@ from dicom_node.objects.overlay import (
     legend_lines,
     picture_shape,
     render_slice,
-    render_summary,
 )
 
 #: CID 7202
@@ -44,7 +44,6 @@ class _Stack:
     anomaly_map: NDArray[np.float32]
     labels: LabelMap
     affine: NDArray[np.float64]
-    findings: Sequence[Finding]
     score: ScoreSummary
     uids: provenance.Identifiers
     node_id: str
@@ -64,7 +63,7 @@ def make_secondary_captures(
     anomaly_map: NDArray[np.float32],
     labels: LabelMap,
     affine: NDArray[np.float64],
-    findings: Sequence[Finding],
+    summary: Picture,
     score: ScoreSummary,
     *,
     node_id: str,
@@ -73,7 +72,7 @@ def make_secondary_captures(
     slices: Literal["all", "findings"],
     margin: int = 2,
 ) -> Iterator[Dataset]:
-    """(depth, height, width) volumes -> Secondary Capture instances, the summary page first.
+    """(depth, height, width) volumes -> Secondary Capture instances, the `summary` page first.
 
     ``headers`` are in the order of axis 0, or one multi-frame header. ``slices="findings"`` leaves
     out the slices farther than ``margin`` from every finding. Slice k (from 0) is instance k + 2 of
@@ -91,19 +90,18 @@ def make_secondary_captures(
         anomaly_map,
         labels,
         affine,
-        findings,
         score,
         provenance.identifiers(headers, score, "secondary capture"),
         node_id,
         series_number,
         series_description[:64],
     )
-    return _captures(stack, slices, margin)
+    return _captures(stack, summary, slices, margin)
 
 
-def _captures(stack: _Stack, slices: str, margin: int) -> Iterator[Dataset]:
+def _captures(stack: _Stack, summary: Picture, slices: str, margin: int) -> Iterator[Dataset]:
     """Make the instances one by one: a whole series of pictures is larger than the volume."""
-    yield _summary(stack)
+    yield _summary(stack, summary)
     window = default_window(stack.voxels, str(stack.clean[0].Modality))
     peak = float(stack.anomaly_map.max())
     for index in _shown_slices(stack.labels, slices, margin):
@@ -121,22 +119,12 @@ def _shown_slices(labels: LabelMap, slices: str, margin: int) -> list[int]:
     return [int(index) for index in near if 0 <= index < n_slices]
 
 
-def _summary(stack: _Stack) -> hd.sc.SCImage:
+def _summary(stack: _Stack, page: Picture) -> hd.sc.SCImage:
     """Make the first instance: a page, not a place in the patient."""
-    modality = str(stack.clean[0].Modality)
-    picture = render_summary(
-        stack.voxels,
-        stack.anomaly_map,
-        stack.labels,
-        stack.affine,
-        stack.findings,
-        stack.score,
-        modality=modality,
-    )
-    ds = _capture(stack, picture, 1, ("L", "P"))
+    ds = _capture(stack, page, 1, ("L", "P"))
     # type 2C without Image Plane (PS3.3 C.7.6.1): a page of several views has no one orientation
     ds.PatientOrientation = None
-    ds.DerivationDescription = "Summary of the anomaly map; " + provenance.RESEARCH_ONLY
+    ds.DerivationDescription = "Summary of the anomaly map; " + RESEARCH_ONLY
     ds.SourceImageSequence = [_reference(header, preserved=False) for header in stack.headers]
     return ds
 
@@ -157,7 +145,7 @@ def _slice(stack: _Stack, index: int, window: tuple[float, float], peak: float) 
         peak=peak,
     )
     ds = _capture(stack, picture, index + 2, (_dicom(letters[1]), _dicom(letters[3])))
-    ds.DerivationDescription = "Anomaly map over source slice; " + provenance.RESEARCH_ONLY
+    ds.DerivationDescription = "Anomaly map over source slice; " + RESEARCH_ONLY
     _place(ds, stack, index)
     header = stack.headers[index] if len(stack.headers) > 1 else stack.headers[0]
     frame = index + 1 if "NumberOfFrames" in header else None

@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.errors import ObjectError
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
+from dicom_node.identity import MANUFACTURER, MODEL_NAME
 from dicom_node.objects import provenance
 from dicom_node.objects.drawing import finding_color
 
@@ -102,10 +103,10 @@ def _segment(
 def algorithm_identification(score: ScoreSummary) -> hd.AlgorithmIdentificationSequence:
     """Return what scored: name, fingerprint as the version, and what it was compared with."""
     return hd.AlgorithmIdentificationSequence(
-        name=provenance.MODEL_NAME,
+        name=MODEL_NAME,
         family=_FAMILY,
         version=score.fingerprint[:64],
-        source=provenance.MANUFACTURER,
+        source=MANUFACTURER,
         parameters={
             "protocol": score.protocol,
             "encoder": score.encoder,

@@ -11,7 +11,8 @@ import pytest
 from pydicom import uid
 
 from dicom_node.errors import DataSetMismatch, InboxFull, StoreStatus, UnreadableDataSet
-from dicom_node.inbox import IMPLEMENTATION_CLASS_UID, Inbox
+from dicom_node.identity import IMPLEMENTATION_CLASS_UID
+from dicom_node.inbox import Inbox
 from tests.make.instances import encode, make_instance, received
 
 SYNTAXES = [

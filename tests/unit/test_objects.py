@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.errors import ObjectError
 from dicom_node.findings import ScoreSummary, locate
-from dicom_node.objects import drawing, overlay, provenance
+from dicom_node.identity import IMPLEMENTATION_CLASS_UID, INSTANCE_CREATOR_UID, derived_uid
+from dicom_node.objects import drawing, overlay
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
 
@@ -115,6 +116,10 @@ class Source:
             series_description="dicom_node anomaly SEG (research use only)",
         )
 
+    def summary(self):
+        layers = (self.voxels, self.map, self.labels, self.affine)
+        return overlay.render_summary(*layers, self.findings, SCORE, modality=self.modality)
+
     def captures(self, slices="findings", **options):
         return list(
             make_secondary_captures(
@@ -123,7 +128,7 @@ class Source:
                 self.map,
                 self.labels,
                 self.affine,
-                self.findings,
+                self.summary(),
                 SCORE,
                 node_id="node-1",
                 series_number=9100,
@@ -309,8 +314,8 @@ def test_objects_say_whose_and_what_they_are():
         assert ds.Manufacturer == "dicom_node"
         assert ds.DeviceSerialNumber == "node-1"
         assert list(ds.SoftwareVersions)[1:] == [SCORE.fingerprint, SCORE.batch_version]
-        assert ds.InstanceCreatorUID == provenance.INSTANCE_CREATOR_UID
-        assert ds.file_meta.ImplementationClassUID == provenance.IMPLEMENTATION_CLASS_UID
+        assert ds.InstanceCreatorUID == INSTANCE_CREATOR_UID
+        assert ds.file_meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
         # 20:30 UTC is the next morning at +0900
         assert ds.ContentDate == ds.InstanceCreationDate == "20260201"
         assert str(ds.ContentTime) == "053015.250000"
@@ -483,9 +488,9 @@ def test_a_series_without_frame_of_reference_is_refused():
 
 
 def test_derived_uids_are_valid_and_keep_the_parts_apart():
-    uid = provenance.derived_uid("ab", "c")
-    assert uid == provenance.derived_uid("ab", "c")
-    assert uid != provenance.derived_uid("a", "bc")
+    uid = derived_uid("ab", "c")
+    assert uid == derived_uid("ab", "c")
+    assert uid != derived_uid("a", "bc")
     assert pydicom.uid.UID(uid).is_valid
     assert len(uid) <= 64
 

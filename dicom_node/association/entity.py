@@ -1,0 +1,21 @@
+"""The application entity of both roles: our identity, our PDU size, no message dumps."""
+
+from __future__ import annotations
+
+from pynetdicom import AE, _config
+
+from dicom_node.association import sockets
+from dicom_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+
+def application_entity(ae_title: str, timeout_s: float) -> AE:
+    """Return an application entity whose ACSE, DIMSE and network time-outs are `timeout_s`."""
+    # the library's own message dumps cost time and show headers in the log
+    _config.LOG_HANDLER_LEVEL = "none"
+    entity = AE(ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    entity.maximum_pdu_size = sockets.MAX_PDU_BYTES
+    entity.connection_timeout = entity.acse_timeout = timeout_s
+    entity.dimse_timeout = entity.network_timeout = timeout_s
+    return entity
