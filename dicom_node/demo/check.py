@@ -23,16 +23,14 @@ class Returned:
     secondary_captures: tuple[Path, ...]
 
 
-def sort_returned(files: Sequence[Path], study_instance_uid: str) -> Returned:
-    """Pick the SEG and the SC instances of a study among `files`."""
+def sort_returned(files: Sequence[Path]) -> Returned:
+    """Pick the SEG and the SC instances among the objects of one study."""
     segmentation, captures = None, []
     for path in files:
-        ds = pydicom.dcmread(path, stop_before_pixels=True)
-        if ds.StudyInstanceUID != study_instance_uid:
-            continue
-        if ds.SOPClassUID == SegmentationStorage:
+        sop_class = pydicom.dcmread(path, stop_before_pixels=True).SOPClassUID
+        if sop_class == SegmentationStorage:
             segmentation = path
-        elif ds.SOPClassUID == SecondaryCaptureImageStorage:
+        elif sop_class == SecondaryCaptureImageStorage:
             captures.append(path)
     return Returned(segmentation, tuple(captures))
 

@@ -11,13 +11,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pydicom
+from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
+
 from dicom_node.association.collector import StorageCollector
+from dicom_node.config import digest
 from dicom_node.errors import PartFailed
 
 _START_S = 30.0
+_KINDS = {SegmentationStorage: "SEG", SecondaryCaptureImageStorage: "SC"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +134,37 @@ def get_json(url: str, data: bytes | None = None) -> Any:  # noqa: ANN401 - JSON
 
 
 def stored_objects(pacs: Pacs, study_instance_uid: str, folder: Path) -> list[Path]:
-    """Return copies of what the PACS holds of a study, below `folder`."""
-    if pacs.url is None:
-        return sorted(Path(pacs.place).rglob("*.dcm"))
+    """Return copies of what the PACS holds of a study, in `folder` under names a person can read.
+
+    Raises OSError when the PACS does not answer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     found = []
+    for content in _contents(pacs, study_instance_uid):
+        path = folder / f"{_readable_name(content)}.dcm"
+        path.write_bytes(content)
+        found.append(path)
+    return sorted(found)
+
+
+def _contents(pacs: Pacs, study_instance_uid: str) -> Iterator[bytes]:
+    """Yield the files of a study."""
+    if pacs.url is None:
+        for path in sorted(Path(pacs.place).rglob("*.dcm")):
+            if (
+                pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID
+                == study_instance_uid
+            ):
+                yield path.read_bytes()
+        return
     for match in get_json(f"{pacs.url}/tools/lookup", study_instance_uid.encode()):
-        if match["Type"] != "Study":
-            continue
-        for instance in get_json(f"{pacs.url}/studies/{match['ID']}/instances"):
-            path = folder / f"{instance['ID']}.dcm"
-            if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(get_bytes(f"{pacs.url}/instances/{instance['ID']}/file"))
-            found.append(path)
-    return found
+        if match["Type"] == "Study":
+            for instance in get_json(f"{pacs.url}/studies/{match['ID']}/instances"):
+                yield get_bytes(f"{pacs.url}/instances/{instance['ID']}/file")
+
+
+def _readable_name(content: bytes) -> str:
+    """Return kind and number; the digest keeps two results of one study apart."""
+    ds = pydicom.dcmread(BytesIO(content), stop_before_pixels=True)
+    kind = _KINDS.get(ds.SOPClassUID, ds.Modality)
+    return f"{kind}-{int(ds.InstanceNumber):04d}-{digest(str(ds.SeriesInstanceUID))[:4]}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dicom_node.demo.pacs import Pacs
 
 AE_TITLE = "DICOM_NODE"
-N_NORMAL, N_LESIONED = 10, 4
+N_NORMAL, N_LESIONED = 8, 3
 #: fewer make no batch
 FEWEST_SUBJECTS = 4
 #: token edge at 1 mm voxels and the default encoder, mm

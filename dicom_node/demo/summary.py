@@ -22,6 +22,7 @@ from dicom_node.store.database import Database
 
 _HIGHEST = 3
 _SMALLEST_ML = 0.5
+_LOG_COLUMNS = 130
 
 
 class SentSeries(Protocol):
@@ -39,7 +40,11 @@ def show(
     """Print what came back; returns whether the planted lesions were found as promised."""
     database = Database(Folders(node.node.data_dir).database)
     table = Table(
-        "study", "score", "percentile", "findings: volume, centre (x, y, z) LPS mm", "in the PACS"
+        "study",
+        "score",
+        "percentile",
+        "findings: volume, centre (x, y, z) LPS mm",
+        "copies of what lies in the PACS",
     )
     scores: dict[str, float] = {}
     missed: list[str] = []
@@ -52,7 +57,7 @@ def show(
             continue
         scores[entry.name] = row.subject_score
         files = stored_objects(pacs, entry.study_instance_uid, folder / "returned" / entry.name)
-        returned = sort_returned(files, entry.study_instance_uid)
+        returned = sort_returned(files)
         _keep_picture(folder, node, database, row.score_id, entry.name)
         table.add_row(
             entry.name,
@@ -62,7 +67,8 @@ def show(
             _where(returned),
         )
         missed += _missed(entry, returned)
-    console.print(table)
+    # a log file has no width of its own
+    console.print(table, width=None if console.is_terminal else _LOG_COLUMNS)
     console.print(f"Pictures: {folder / 'pictures'}", soft_wrap=True)
     return _verdict(sent, scores, missed, console)
 
@@ -81,15 +87,19 @@ def _list_findings(findings: Sequence[Finding]) -> str:
 
 
 def _where(returned: Returned) -> str:
-    """Say where a study's SEG and SC lie."""
+    """Say where copies of a study's SEG and SC lie, below the demo's folder."""
     parts = []
     if returned.segmentation:
-        parts.append(f"SEG {returned.segmentation.name}")
-    if returned.secondary_captures:
-        parts.append(
-            f"{len(returned.secondary_captures)} SC in {returned.secondary_captures[0].parent.name}"
-        )
+        parts.append(_place(returned.segmentation))
+    captures = returned.secondary_captures
+    if captures:
+        more = f" and {len(captures) - 1} more" if len(captures) > 1 else ""
+        parts.append(f"{_place(captures[0])}{more}")
     return "\n".join(parts) or "nothing"
+
+
+def _place(path: Path) -> str:
+    return "/".join(path.parts[-3:])
 
 
 def _keep_picture(

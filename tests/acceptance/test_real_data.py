@@ -207,8 +207,8 @@ def test_segmentations_arrive_for_every_kind_of_series(came_back, kind):
 
 
 def test_the_real_chest_ct_as_it_is_gets_its_overlay(came_back):
-    _, _, _, study, stored = next(entry for entry in came_back if entry[0] == "chest-ct")
-    returned = sort_returned(stored, study)
+    _, _, _, _, stored = next(entry for entry in came_back if entry[0] == "chest-ct")
+    returned = sort_returned(stored)
     assert returned.segmentation
     assert len(returned.secondary_captures) > 1
 
@@ -258,10 +258,10 @@ def test_every_segment_lies_on_the_source_series_to_a_hundredth_of_a_millimetre(
 
 def test_the_planted_lesion_lies_in_one_of_the_three_highest_findings(came_back):
     planted = 0
-    for _, _, head, study, stored in came_back:
+    for _, _, head, _, stored in came_back:
         if head is None or not head.lesions:
             continue
-        ranks = lesion_ranks(head, sort_returned(stored, study).segmentation)
+        ranks = lesion_ranks(head, sort_returned(stored).segmentation)
         planted += len(ranks)
         assert all(rank is not None and rank <= 3 for rank in ranks), (head.name, ranks)
     assert planted >= 1
