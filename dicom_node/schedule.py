@@ -53,9 +53,10 @@ class Duties:
         """Queue again what a dead worker left running."""
         try:
             with self._database.begin() as db:
-                found = job_table.requeue_expired(db, clock.now())
+                attempts = self._config.scoring.max_attempts
+                found = job_table.requeue_expired(db, attempts, clock.now())
         except DatabaseUnavailable as error:
             _log.warning("requeueing put off: %s", error)
             return
         if found:
-            _log.warning("%d jobs of a dead worker are queued again", found)
+            _log.warning("%d jobs of a dead worker are taken up again", found)

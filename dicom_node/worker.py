@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from dicom_node import clock, pipeline
-from dicom_node.errors import Disposition, NodeError
+from dicom_node.errors import DatabaseUnavailable, Disposition, NodeError
 from dicom_node.jobs import Job, JobState, Stage
 from dicom_node.line import Line
 from dicom_node.store import job_table
@@ -37,13 +37,20 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the job in hand is finished first."""
         while not stop.is_set():
-            if not self.run_one():
+            try:
+                busy = self.run_one()
+            except DatabaseUnavailable as error:
+                # no reason to end: a job in hand is taken up again when its lease is over
+                _log.warning("the work waits: %s", error)
+                busy = False
+            if not busy:
                 stop.wait(_IDLE_S)
 
     def run_one(self) -> bool:
         """Run the next due job; returns whether there was one."""
+        attempts = self._line.config.scoring.max_attempts
         with self._line.database.begin() as db:
-            job_table.requeue_expired(db, clock.now())
+            job_table.requeue_expired(db, attempts, clock.now())
             job = job_table.claim(db, self._name, LEASE_S, clock.now())
         if job is None:
             return False
@@ -88,10 +95,18 @@ class Worker:
         at = clock.now()
         due = clock.stamp(at + timedelta(seconds=delay_s))
         with self._line.database.begin() as db:
-            protocol = job.protocol
-            job_table.move(
-                db, job.id, state, at, reason=reason, worker=None, protocol=protocol, not_before=due
-            )
+            job_table.let_go(db, job.id, self._name, state, at, reason=reason, not_before=due)
+        if state is JobState.WAITING and job.protocol is not None:
+            self._release(job.protocol)
+
+    def _release(self, protocol: str) -> None:
+        """Queue what waits for a batch that has grown since the job in hand looked at it.
+
+        Whoever made it grow released the jobs that were waiting then; this one was still running.
+        """
+        if self._line.batch(self._line.config.protocol_named(protocol)).ready():
+            with self._line.database.begin() as db:
+                job_table.release_waiting(db, protocol, clock.now())
 
     def _finish(self, job: Job, outcome: str) -> None:
         """Record that it is done and queue the next stage, in one transaction."""
@@ -99,8 +114,8 @@ class Worker:
         following = job.stage.following
         protocol = outcome if job.stage is Stage.TOKENIZE else job.protocol
         with self._line.database.begin() as db:
-            done = job_table.move(
-                db, job.id, JobState.DONE, at, reason=outcome, worker=None, protocol=protocol
+            done = job_table.let_go(
+                db, job.id, self._name, JobState.DONE, at, reason=outcome, protocol=protocol
             )
             if done and following is not None:
                 uid, revision = job.series_instance_uid, job.revision

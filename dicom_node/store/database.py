@@ -8,46 +8,55 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from dicom_node.errors import DatabaseUnavailable
+from dicom_node.errors import DatabaseUnavailable, StoreError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+#: how long a writer waits for another one
+_TIMEOUT_S = 30.0
 
 
 class Database:
     """One process's way to the ledger."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = _engine(path)
+    def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
+        self._engine = _engine(path, timeout_s)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Run one write transaction; raises DatabaseUnavailable when the ledger does not answer."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except OperationalError as error:
-            raise DatabaseUnavailable(f"the ledger does not answer: {error.orig}") from error
+        with _answering(), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Run one read transaction, which never waits for a writer; raises DatabaseUnavailable."""
-        try:
-            with self._engine.connect().execution_options(read_only=True) as connection:
-                yield connection
-        except OperationalError as error:
-            raise DatabaseUnavailable(f"the ledger does not answer: {error.orig}") from error
+        reading = self._engine.execution_options(read_only=True)
+        with _answering(), reading.connect() as connection:
+            yield connection
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn what SQLite raises into DatabaseUnavailable; faults of our statements pass."""
+    try:
+        yield
+    except DatabaseError as error:
+        if isinstance(error, OperationalError) or type(error) is DatabaseError:
+            raise DatabaseUnavailable(f"the ledger does not answer: {error.orig}") from error
+        raise
+
+
+def _engine(path: Path, timeout_s: float) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": timeout_s})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _record: ConnectionPoolEntry) -> None:
@@ -70,11 +79,18 @@ def _engine(path: Path) -> Engine:
 def migrate(path: Path) -> None:
     """Create or upgrade the ledger at `path` to this version's tables."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = _engine(path)
+    engine = _engine(path, _TIMEOUT_S)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    engine.dispose()
+    try:
+        with _answering(), engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise StoreError(
+            f"the ledger {path} was made by a newer version of this node ({error}); install that "
+            "version again, or name another node.data_dir"
+        ) from error
+    finally:
+        engine.dispose()
     path.chmod(0o600)

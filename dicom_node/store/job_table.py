@@ -15,6 +15,8 @@ from dicom_node.store.tables import job
 #: finish what is nearly done before starting something new
 _STAGE_ORDER = case({stage.value: place for place, stage in enumerate(Stage)}, value=job.c.stage)
 
+_WORKER_DIED = "the worker ended without a word at every attempt (killed, or out of memory)"
+
 
 def enqueue(
     db: Connection, uid: str, revision: int, stage: Stage, protocol: str | None, at: datetime
@@ -66,19 +68,37 @@ def move(
     state: JobState,
     at: datetime,
     *,
+    owner: str | None = None,
     count_attempt: bool = False,
     **values: Any,  # noqa: ANN401 - column values of several types
 ) -> bool:
     """Change a job's state where TRANSITIONS allows it; returns whether it did."""
-    allowed = [old.value for old, new in TRANSITIONS.items() if state in new]
+    found = (job.c.id == number) & job.c.state.in_(_before(state))
+    if owner is not None:
+        found &= job.c.worker == owner
     if count_attempt:
         values["attempts"] = job.c.attempts + 1
     changed = db.execute(
-        update(job)
-        .where(job.c.id == number, job.c.state.in_(allowed))
-        .values(state=state.value, updated=clock.stamp(at), **values)
+        update(job).where(found).values(state=state.value, updated=clock.stamp(at), **values)
     ).rowcount
     return bool(changed)
+
+
+def let_go(
+    db: Connection,
+    number: int,
+    worker: str,
+    state: JobState,
+    at: datetime,
+    **values: Any,  # noqa: ANN401 - column values of several types
+) -> bool:
+    """Give a job back in a new state; returns whether it was still this worker's."""
+    return move(db, number, state, at, owner=worker, worker=None, **values)
+
+
+def _before(state: JobState) -> list[str]:
+    """Return the states from which TRANSITIONS leads to `state`."""
+    return [old.value for old, new in TRANSITIONS.items() if state in new]
 
 
 def renew_lease(db: Connection, number: int, worker: str, lease_s: float, at: datetime) -> bool:
@@ -91,13 +111,22 @@ def renew_lease(db: Connection, number: int, worker: str, lease_s: float, at: da
     return bool(changed)
 
 
-def requeue_expired(db: Connection, at: datetime) -> int:
-    """Queue again what a dead worker left running; returns how many."""
+def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
+    """Queue again what a dead worker left running; returns how many jobs it left.
+
+    A job that has used up its attempts fails instead: it may well be what kills the workers.
+    """
     moment = clock.stamp(at)
+    used_up = job.c.attempts >= max_attempts
     return db.execute(
         update(job)
         .where(job.c.state == JobState.RUNNING.value, job.c.lease_until < moment)
-        .values(state=JobState.QUEUED.value, worker=None, updated=moment)
+        .values(
+            state=case((used_up, JobState.FAILED.value), else_=JobState.QUEUED.value),
+            reason=case((used_up, _WORKER_DIED), else_=job.c.reason),
+            worker=None,
+            updated=moment,
+        )
     ).rowcount
 
 
@@ -113,10 +142,9 @@ def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
 
 def supersede(db: Connection, uid: str, at: datetime) -> None:
     """End every unfinished job of the series: a later revision replaces them."""
-    allowed = [old.value for old, new in TRANSITIONS.items() if JobState.SUPERSEDED in new]
     db.execute(
         update(job)
-        .where(job.c.series_instance_uid == uid, job.c.state.in_(allowed))
+        .where(job.c.series_instance_uid == uid, job.c.state.in_(_before(JobState.SUPERSEDED)))
         .values(state=JobState.SUPERSEDED.value, updated=clock.stamp(at))
     )
 
