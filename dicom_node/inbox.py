@@ -1,4 +1,14 @@
-"""Received bytes -> durable file, once per content; nothing is named by a UID as it came."""
+"""Received bytes -> durable file, once per content; nothing is named by a UID as it came.
+
+An instance is looked at only as far as is needed to refuse what could never be used: identity, and
+whether all pixels are there. Values are read as bytes, without the library's validation: an odd
+patient name must not cost an examination. No pixel is decoded, since one busy Python thread beside
+the receiver's would cut its rate.
+
+References
+----------
+PS3.5 Annex A (transfer syntaxes) and 8 (pixel data); PS3.10 7.1 (file meta information).
+"""
 
 from __future__ import annotations
 
@@ -35,6 +45,7 @@ _ROWS = 0x00280010
 _COLUMNS = 0x00280011
 _BITS = 0x00280100
 _PIXEL_DATA = 0x7FE00010
+#: the values of all other elements are passed over
 _KEPT: list[BaseTag | int] = [
     BaseTag(tag)
     for tag in (
@@ -43,9 +54,11 @@ _KEPT: list[BaseTag | int] = [
     )
 ]
 
+#: undefined length; group FFFE's elements Item and Sequence Delimitation Item (PS3.5 7.5)
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = 0xE000
 _SEQUENCE_DELIMITER = 0xE0DD
+#: looser than PS3.5 9.1 (no component may start with 0): scanners err, and nothing is named by it
 _UID = re.compile(r"[0-9.]{1,64}")
 #: a deflated data set that grows beyond this is an attack, not an image
 _MAX_INFLATED_BYTES = 2 * 2**30
@@ -66,7 +79,11 @@ class _PixelElement:
 
 
 class _Header:
-    """The few attributes the inbox needs, and the place of the pixels."""
+    """The few attributes the inbox needs, and the place of the pixels.
+
+    Top level only: what stands in sequences is passed over. Raises UnreadableDataSet on bytes that
+    are no data set in `syntax`.
+    """
 
     def __init__(self, data: bytes, syntax: UID) -> None:
         self._little_endian = syntax.is_little_endian
@@ -74,6 +91,7 @@ class _Header:
         self.pixels: _PixelElement | None = None
         stream = BytesIO(data)
 
+        # reading ends before the pixels, however many they are
         def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
             if tag == _PIXEL_DATA:
                 self.pixels = _PixelElement(length, stream.tell())
@@ -114,7 +132,7 @@ class _Header:
         return int.from_bytes(value[:2], "little" if self._little_endian else "big")
 
     def n_frames(self) -> int:
-        """Return Number of Frames, 1 when it is absent."""
+        """Return Number of Frames (0028,0008), an IS; 1 when it is absent or empty."""
         text = self.text(_FRAMES).split("\\")[0] or "1"
         if not text.isdigit() or len(text) > 9:
             raise UnreadableDataSet("NumberOfFrames is not a number")
@@ -122,7 +140,11 @@ class _Header:
 
 
 class Inbox:
-    """The folder of received instances: ``<first two digits>/<SHA-256 of the data set>.dcm``."""
+    """The folder of received instances: ``<first two digits>/<SHA-256 of the data set>.dcm``.
+
+    Several associations file at once, each in its own thread; nothing is shared but the disk. Below
+    `reserve_bytes` of free space nothing more is taken: the ledger and the results need some too.
+    """
 
     def __init__(self, root: Path, reserve_bytes: int) -> None:
         self._root = root
@@ -132,8 +154,21 @@ class Inbox:
     def file_instance(self, received: ReceivedInstance) -> FiledInstance:
         """Check one instance and make it durable; the same content again changes nothing.
 
-        Raises InboxFull below the disk reserve, DataSetMismatch when the data set is not what the
-        C-STORE request says, UnreadableDataSet when it is damaged, incomplete or without identity.
+        Returns
+        -------
+        What the ledger keeps of it. The file and its name are synced to disk by then, so that
+        Success may be answered.
+
+        Raises
+        ------
+        InboxFull
+            The disk would be left with less than the reserve.
+        DataSetMismatch
+            The data set is not what the C-STORE request says.
+        UnreadableDataSet
+            It is damaged, incomplete, or without identity.
+        OSError
+            The disk fails.
         """
         self._check_space(len(received.encoded))
         header = _checked(received)
@@ -162,6 +197,7 @@ class Inbox:
         )
 
     def _check_space(self, n_bytes: int) -> None:
+        """Refuse before the disk is full: a half-written file is the sender's time lost."""
         free = shutil.disk_usage(self._root).free
         if free - n_bytes < self._reserve_bytes:
             raise InboxFull(
@@ -170,7 +206,11 @@ class Inbox:
 
 
 def _checked(received: ReceivedInstance) -> _Header:
-    """Return the header of an instance that is whole and is what its sender says."""
+    """Return the header of an instance that is whole and is what its sender says.
+
+    Both UIDs of the request must be those of the data set (PS3.4 B.2.3, status A900): the file meta
+    information is written from the request.
+    """
     syntax = UID(received.transfer_syntax_uid)
     data = _inflated(received.encoded) if syntax.is_deflated else received.encoded
     header = _Header(data, syntax)
@@ -186,6 +226,7 @@ def _checked(received: ReceivedInstance) -> _Header:
 
 def _inflated(encoded: bytes) -> bytes:
     """Return the data set behind Deflated Explicit VR Little Endian (PS3.5 A.5)."""
+    # no zlib header: a raw deflate stream (RFC 1951)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = inflater.decompress(encoded, _MAX_INFLATED_BYTES)
@@ -197,7 +238,10 @@ def _inflated(encoded: bytes) -> bytes:
 
 
 def _check_pixels(header: _Header, data: bytes, syntax: UID) -> None:
-    """Raise UnreadableDataSet unless every frame is there."""
+    """Raise UnreadableDataSet unless every frame is there.
+
+    Native pixels have a length, encapsulated ones have none and end with a delimiter (PS3.5 A.4).
+    """
     if header.pixels is None:
         raise UnreadableDataSet(f"no PixelData: the data set ends after {len(data)} bytes")
     encapsulated = syntax.is_encapsulated
@@ -211,6 +255,7 @@ def _check_pixels(header: _Header, data: bytes, syntax: UID) -> None:
 
 
 def _check_native(header: _Header, pixels: _PixelElement, n_bytes: int) -> None:
+    """Hold the bytes that came against the element's length and against what the frames need."""
     found = min(pixels.length, n_bytes - pixels.offset)
     expected = max(pixels.length, _native_bytes(header))
     if found < expected:
@@ -220,6 +265,7 @@ def _check_native(header: _Header, pixels: _PixelElement, n_bytes: int) -> None:
 def _native_bytes(header: _Header) -> int:
     """Return the length of the frames (PS3.5 8.1.1, without the padding byte)."""
     samples = header.number(_SAMPLES)
+    # in bits: with Bits Allocated 1 pixels are packed, and frames do not start at bytes
     n_bits = header.number(_ROWS) * header.number(_COLUMNS) * header.number(_BITS) * samples
     if header.text(_PHOTOMETRIC) == "YBR_FULL_422":
         n_bits = n_bits * 2 // 3  # two chroma samples for every second pixel (PS3.3 C.7.6.3.1.2)
@@ -227,7 +273,7 @@ def _native_bytes(header: _Header) -> int:
 
 
 def _check_fragments(data: bytes, offset: int, n_frames: int) -> None:
-    """Walk the items of encapsulated pixels to the delimiter (PS3.5 A.4)."""
+    """Walk the items of encapsulated pixels, little endian, to the delimiter (PS3.5 A.4)."""
     n_items = 0
     while offset + 8 <= len(data):
         group, element, length = struct.unpack_from("<HHL", data, offset)
@@ -267,6 +313,7 @@ def _file_start(received: ReceivedInstance) -> bytes:
 
 
 def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
+    """Encode one element of group 0002, Explicit VR Little Endian; OB has a 32-bit length."""
     if len(value) % 2:
         value += b" " if vr == b"AE" else b"\0"
     if vr == b"OB":
@@ -275,4 +322,5 @@ def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
 
 
 def _ae_title(title: str) -> bytes:
+    """Make the caller's name a value of AE, whatever it sent."""
     return title.encode("ascii", "replace")[:16].strip() or b"UNKNOWN"

@@ -1,4 +1,13 @@
-"""The Storage and Verification SCP: never raises, never decodes, never scores."""
+"""The Storage and Verification SCP: never raises, never decodes, never scores.
+
+Every association has a thread of its own (the library's), which calls the handlers here one after
+the other. What they do with an instance is behind :class:`AssociationEvents`; what that raises
+becomes a C-STORE status here and nowhere else. C-ECHO is answered by the library itself.
+
+References
+----------
+PS3.4 Annex A (Verification) and Annex B (Storage); PS3.7 9.1.1 (C-STORE); PS3.8 9.3 (PDUs).
+"""
 
 from __future__ import annotations
 
@@ -34,19 +43,23 @@ HANDLER_FAILED = 0xC211
 _COMMENT_CHARS = 64
 #: a sender that proposes more than this proposes all it knows, not what it is about to send
 _FEW_CLASSES = 8
+#: for associations to end by themselves when the acceptor stops
 _GRACE_S = 2.0
+#: disk or quota: both pass when somebody makes room, so the sender is asked to come again
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ACCEPTED = ", ".join(uid.name for uid in (*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES))
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptorSettings:
-    """Where and from whom the acceptor takes associations."""
+    """Where and from whom the acceptor takes associations, as the configuration validated it."""
 
     ae_title: str
+    #: address of the interface; "0.0.0.0" is all of IPv4
     bind: str
     #: 0 picks a free port
     port: int
+    #: more at once are rejected as transient, local limit exceeded (PS3.8 9.3.4)
     max_associations: int
     #: an idle association and a stalled PDU end after it
     network_timeout_s: float
@@ -56,24 +69,38 @@ class AcceptorSettings:
 
 
 class AssociationEvents(Protocol):
-    """What the acceptor tells the node; called from the association's own thread."""
+    """What the acceptor tells the node; called from the association's own thread.
+
+    Several associations call at once, so an implementation must be safe to call from many threads.
+    """
 
     def association_opened(self, calling_ae_title: str, peer_host: str) -> int:
-        """Record an association; returns its ledger number."""
+        """Record an association; returns its ledger number.
+
+        The AE title is as the peer sent it, without padding: a claim, not an identity.
+        """
 
     def association_closed(self, association_id: int) -> None:
         """Record its end: released, aborted or lost; called once, after its last instance."""
 
     def instance_received(self, received: ReceivedInstance) -> None:
-        """Take one instance; what it raises decides the status that goes back."""
+        """Take one instance; returning means that it is safe, raising decides the status.
+
+        Raises
+        ------
+        InstanceRejected
+            The instance is at fault: its own status goes back (0xA900, 0xC000).
+        StoreError
+            There is no room or no ledger at the moment: 0xA700, the sender may come again.
+        """
 
     def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
-        """Record a refused association, SOP Class or instance."""
+        """Record a refused association, SOP Class or instance; `reason` may quote the wire."""
 
 
 @dataclass(slots=True)
 class _Link:
-    """One open association."""
+    """One open association, and what was already said about it."""
 
     number: int
     calling_ae_title: str
@@ -87,17 +114,25 @@ class _Link:
 
 
 class Acceptor:
-    """Listens on one port and answers C-ECHO and C-STORE."""
+    """Listens on one port and answers C-ECHO and C-STORE; `events` decides by what it raises."""
 
     def __init__(self, settings: AcceptorSettings, events: AssociationEvents) -> None:
         self._settings = settings
         self._events = events
+        # written by the associations' threads and by their watchers, hence the lock
         self._links: dict[Association, _Link] = {}
         self._lock = threading.Lock()
         self._server: Any = None
 
     def start(self) -> None:
-        """Listen, without blocking; raises PartFailed that names the port and the way out."""
+        """Listen, without blocking.
+
+        Raises
+        ------
+        PartFailed
+            The port is taken, privileged, or the address is not this machine's; the message names
+            the key to change, and the attribute ``port`` is the port.
+        """
         settings = self._settings
         handlers = [
             *sockets.handlers(settings.network_timeout_s),
@@ -114,13 +149,17 @@ class Acceptor:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port it listens on; before `start`, and after `stop`, the one it was given."""
         if self._server is None:
             return self._settings.port
         return int(self._server.server_address[1])
 
     def stop(self) -> None:
-        """Stop listening; associations get a moment to end, then they are aborted."""
+        """Stop listening; associations get a moment to end, then they are aborted.
+
+        It waits for their ends to be reported, so that no series waits for an association that is
+        no more. A second call does nothing.
+        """
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -130,6 +169,7 @@ class Acceptor:
             time.sleep(0.02)
         for assoc in server.active_associations:
             assoc.abort()
+        # a watcher removes its own link while this goes on: hence the copy
         for link in list(self._links.values()):
             if link.watcher is not None:
                 link.watcher.join(_GRACE_S)
@@ -146,6 +186,11 @@ class Acceptor:
     # -- opening and closing ---------------------------------------------------------------
 
     def _on_accepted(self, event: Event) -> None:
+        """Record the association, and what of its proposal was not accepted.
+
+        Whoever proposes a few SOP Classes means to send them: a refused one is worth a line at
+        once. Whoever proposes all that exist is suspected only if no instance comes.
+        """
         link = self._link(event.assoc)
         reason, n_refused = _refused_contexts(event.assoc)
         if reason and n_refused <= _FEW_CLASSES:
@@ -154,6 +199,7 @@ class Acceptor:
             link.suspected = reason
 
     def _on_rejected(self, event: Event) -> None:
+        """Record a rejected association; it never becomes a link, and has no end to wait for."""
         requestor = event.assoc.requestor
         called = event.assoc.requestor.primitive.called_ae_title
         reason = self._rejection(event.assoc.acceptor.primitive, requestor.ae_title, called)
@@ -177,7 +223,10 @@ class Acceptor:
         return f"association rejected: {why}"
 
     def _link(self, assoc: Association) -> _Link:
-        """Return the open association; it is recorded at the first call that succeeds."""
+        """Return the open association; it is recorded at the first call that succeeds.
+
+        The ledger may be locked when the association opens: the first instance then tries again.
+        """
         with self._lock:
             link = self._links.get(assoc)
         if link is not None:
@@ -197,6 +246,7 @@ class Acceptor:
         an abort fires up to two of them, and a fault in the library fires none.
         """
         assoc.join()
+        # the library may have dropped the socket without closing it: one descriptor per association
         sockets.close(assoc)
         if link.suspected and not link.n_instances:
             self._report(link, link.suspected)
@@ -211,6 +261,7 @@ class Acceptor:
     # -- instances -------------------------------------------------------------------------
 
     def _on_c_store(self, event: Event) -> Dataset | int:
+        """Answer one C-STORE request: 0x0000 only when the instance is durable and recorded."""
         link = None
         try:
             link = self._link(event.assoc)
@@ -229,6 +280,7 @@ class Acceptor:
         else:
             _log.error("instance %s: the node failed", uid, exc_info=error)
         if link is not None:
+            # of a full disk one line per association is enough: it names no instance
             whose = f" {uid}" if isinstance(error, InstanceRejected) else "s"
             self._report(link, f"instance{whose} refused with 0x{status:04X}: {comment}")
         answer = Dataset()
@@ -237,6 +289,7 @@ class Acceptor:
         return answer
 
     def _report(self, link: _Link, reason: str) -> None:
+        """Report a reason once per association, however many instances it strikes."""
         if reason not in link.reported:
             link.reported.add(reason)
             self._refuse(link.calling_ae_title, link.peer_host, reason)
@@ -249,6 +302,7 @@ class Acceptor:
 
 
 def _received(event: Event, link: _Link) -> ReceivedInstance:
+    """Take the instance off the event, its data set as the bytes that came."""
     request = event.request
     return ReceivedInstance(
         association_id=link.number,
@@ -278,7 +332,11 @@ def _as_long_string(text: str) -> str:
 
 
 def _refused_contexts(assoc: Association) -> tuple[str, int]:
-    """Return what to say of the refused SOP Classes, and how many they are."""
+    """Return what to say of the refused SOP Classes, and how many they are.
+
+    A SOP Class counts as refused when none of its presentation contexts was accepted: senders often
+    propose one class in several contexts, with a transfer syntax each.
+    """
     accepted = {context.abstract_syntax for context in assoc.accepted_contexts}
     proposed = {context.abstract_syntax for context in assoc.rejected_contexts}
     refused = sorted(proposed - accepted)
@@ -287,6 +345,7 @@ def _refused_contexts(assoc: Association) -> tuple[str, int]:
     names = ", ".join(readable(uid) for uid in refused[:_FEW_CLASSES])
     if len(refused) > _FEW_CLASSES:
         names += f" and {len(refused) - _FEW_CLASSES} more"
+    # a class that we take elsewhere failed for its encoding alone: another remedy, another text
     known = set(refused) <= {*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES}
     if known:
         return f"no transfer syntax in common for {names}", len(refused)
@@ -298,6 +357,7 @@ def _refused_contexts(assoc: Association) -> tuple[str, int]:
 
 
 def _cannot_listen(settings: AcceptorSettings, error: OSError) -> str:
+    """Say why the port cannot be had, and which key of the configuration mends it."""
     where = f"receiver: cannot listen on {settings.bind} port {settings.port}"
     if error.errno == errno.EADDRINUSE:
         return (

@@ -1,4 +1,8 @@
-"""A plain Storage SCP that keeps what it gets: the demonstration's archive when there is none."""
+"""A plain Storage SCP that keeps what it gets: the demonstration's archive when there is none.
+
+It stands in for a PACS on the loopback interface and must not be used as one: it checks nothing,
+syncs nothing, and answers no query.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,15 @@ from dicom_node.errors import PartFailed, StoreStatus
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
+#: digits and dots alone, no empty component: nothing that a file system could read as a path
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class StorageCollector:
-    """Accepts every storage SOP Class; writes ``<folder>/<series>/<instance>.dcm``."""
+    """Accepts every storage SOP Class; writes ``<folder>/<series>/<instance>.dcm``.
+
+    Callers are not held to its AE title. Port 0 picks a free one.
+    """
 
     def __init__(self, ae_title: str, port: int, folder: Path) -> None:
         self._ae_title = ae_title
@@ -33,7 +41,7 @@ class StorageCollector:
         self._server: Any = None
 
     def start(self) -> None:
-        """Listen on the loopback interface, without blocking; raises PartFailed."""
+        """Listen on the loopback interface, without blocking; raises PartFailed (port taken)."""
         entity = application_entity(self._ae_title, _TIMEOUT_S)
         entity.supported_contexts = storage_contexts(
             context.abstract_syntax for context in AllStoragePresentationContexts
@@ -53,7 +61,7 @@ class StorageCollector:
 
     @property
     def port(self) -> int:
-        """The port it listens on; 0 picks a free one."""
+        """The port it listens on; before `start`, the one it was given."""
         return self._port if self._server is None else int(self._server.server_address[1])
 
     def stop(self) -> None:
@@ -66,11 +74,13 @@ class StorageCollector:
             assoc.abort()
 
     def _on_c_store(self, event: Event) -> int:
+        """Write one instance as Part 10; a second one of the same UID takes its place."""
         try:
             series = _file_stem(str(event.dataset.get("SeriesInstanceUID", "")))
             folder = self._folder / series
             folder.mkdir(parents=True, exist_ok=True)
             name = f"{_file_stem(str(event.request.AffectedSOPInstanceUID))}.dcm"
+            # whoever lists the folder meanwhile sees whole files only
             partial = folder / f"{name}.part"
             partial.write_bytes(event.encoded_dataset())
             partial.replace(folder / name)

@@ -1,4 +1,9 @@
-"""Which SOP Classes and transfer syntaxes the node accepts."""
+"""Which SOP Classes and transfer syntaxes the node accepts.
+
+The tuples are the conformance statement's tables: what stands here is promised to every sender.
+Objects that are not images (reports, presentation states, ...) are refused at negotiation, where
+a sender notices it, rather than stored and forgotten.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +62,11 @@ def acceptor_contexts() -> list[PresentationContext]:
 
 
 def storage_contexts(sop_classes: Iterable[str]) -> list[PresentationContext]:
-    """Return one context per SOP Class, with every transfer syntax of the node."""
+    """Return one context per SOP Class, with every transfer syntax of the node.
+
+    An acceptor may support any number; a request holds at most 128 (PS3.8 9.3.2.2: odd identifiers
+    up to 255).
+    """
     return [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in sop_classes]
 
 

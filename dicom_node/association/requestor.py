@@ -1,4 +1,14 @@
-"""The Verification and Storage SCU: every failure names the peer and what to look at."""
+"""The Verification and Storage SCU: every failure names the peer and what to look at.
+
+Files are sent as they lie on disk: nothing is decoded, transcoded or changed on the way. When to
+try again and when to give up is the caller's to decide; the exceptions tell what may pass from what
+will not.
+
+References
+----------
+PS3.4 B.2 (Storage, SCU behaviour and statuses), PS3.7 9.1.1 (C-STORE) and 9.1.5 (C-ECHO), PS3.8
+9.3.4 (what a rejected association says).
+"""
 
 from __future__ import annotations
 
@@ -29,8 +39,11 @@ from dicom_node.errors import (
 
 #: stored, with a remark, like Bxxx (PS3.4 B.2.3; PS3.7 C.4)
 _WARNINGS = (0x0001, 0x0107, 0x0116)
+#: for the one connection that asks the network why there was none
 _DIAGNOSIS_S = 2.0
+#: high byte of the statuses A7xx, out of resources: they pass, other failures do not (PS3.4 B.2.3)
 _OUT_OF_RESOURCES = 0xA7
+#: by high byte, for peers that send no Error Comment
 _MEANINGS = {
     0x01: "not authorized",
     _OUT_OF_RESOURCES: "out of resources",
@@ -42,8 +55,11 @@ _MEANINGS = {
 class Peer:
     """An application entity elsewhere."""
 
+    #: ours for it, as in the configuration: "pacs"
     name: str
+    #: what it must be called
     ae_title: str
+    #: name or address
     host: str
     port: int
 
@@ -62,9 +78,26 @@ class _Outgoing:
 
 
 def echo(peer: Peer, calling_ae_title: str, timeout_s: float) -> None:
-    """Verify that `peer` answers; AssociationRefused or AssociationLost say what to check."""
+    """Verify that `peer` answers a C-ECHO.
+
+    Parameters
+    ----------
+    calling_ae_title
+        Ours, which the peer may have to know.
+    timeout_s
+        For the connection, and again for each answer.
+
+    Raises
+    ------
+    AssociationRefused
+        It cannot be reached, rejects the association, or answers with a failure; the message names
+        what to check.
+    AssociationLost
+        It takes the association and then does not answer.
+    """
     contexts = [build_context(Verification)]
     with _association(peer, calling_ae_title, contexts, timeout_s) as assoc:
+        # accepted, yet without a context for Verification: the library has aborted it
         if not assoc.is_established:
             raise AssociationLost(f"{peer} ended the association at once", destination=peer.name)
         status = assoc.send_c_echo()
@@ -90,12 +123,29 @@ def send(
 ) -> None:
     """Send Part 10 files over one association, encoded as they are.
 
-    `on_stored` gets each file and its status, success or warning, as soon as it is acknowledged.
-    `on_refused` gets each file that is not taken, and why: ContextNotAccepted, StoreFailed
-    (``.status``), or FileUnreadable when it is this side's fault. It costs the other files nothing.
+    Parameters
+    ----------
+    files
+        Sent in this order; files that cannot be read are left out. Without a readable one no
+        association is opened.
+    timeout_s
+        For the connection, and again for each answer.
+    on_stored
+        Gets each file and its status, success or warning, as soon as it is acknowledged: what it
+        records survives whatever happens to the rest.
+    on_refused
+        Gets each file that is not taken, and why: ContextNotAccepted, StoreFailed (``.status``), or
+        FileUnreadable when it is this side's fault. It costs the other files nothing; an exception
+        of either callback ends the association.
 
-    Raises what concerns them all and may pass: AssociationRefused, AssociationLost, and StoreFailed
-    when the peer is out of resources (0xA7xx, PS3.4 B.2.3).
+    Raises
+    ------
+    AssociationRefused
+        There is no association, hence nothing was sent.
+    AssociationLost
+        It ended under way: files that neither callback got may or may not have arrived.
+    StoreFailed
+        The peer is out of resources (0xA7xx, PS3.4 B.2.3), which concerns all files and may pass.
     """
     outgoing = []
     for path in files:
@@ -114,6 +164,7 @@ def send(
             try:
                 if (item.sop_class_uid, item.transfer_syntax_uid) not in accepted:
                     raise _not_accepted(peer, item)
+                # Message ID (0000,0110) is US
                 status = _store(assoc, peer, item, number % 65535 + 1)
             except (ContextNotAccepted, StoreFailed) as error:
                 if _may_pass(error):
@@ -129,6 +180,7 @@ def _may_pass(error: DeliveryError) -> bool:
 
 
 def _outgoing(peer: Peer, path: Path) -> _Outgoing:
+    """Read what negotiation needs from the file meta information, and nothing of the data set."""
     try:
         meta = read_file_meta_info(path)
         return _Outgoing(path, str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
@@ -186,7 +238,10 @@ def _not_accepted(peer: Peer, item: _Outgoing) -> ContextNotAccepted:
 def _association(
     peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
 ) -> Iterator[Association]:
-    """Open an association; released at the end, aborted when the block raises."""
+    """Open an association; released at the end, aborted when the block raises.
+
+    A release after a fault would wait for a peer that may be the fault.
+    """
     assoc = _associate(peer, calling_ae_title, contexts, timeout_s)
     try:
         yield assoc
@@ -204,9 +259,14 @@ def _association(
 def _associate(
     peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
 ) -> Association:
+    """Negotiate; returns also an association that was accepted without a single context.
+
+    Such a one is no refusal of the node: its files are, one by one, for want of a context.
+    """
     # the library then sends the bytes of the file; otherwise it decodes and encodes them again
     _config.STORE_SEND_CHUNKED_DATASET = True
     entity = application_entity(calling_ae_title, timeout_s)
+    # tells "nobody there" from "there, and silent": the library's answer is the same
     connected: list[bool] = []
     handlers = [
         *sockets.handlers(timeout_s),

@@ -37,7 +37,10 @@ def handlers(timeout_s: float) -> list[Handler]:
 
 
 def close(assoc: Association) -> None:
-    """Close what the library only shuts down: it forgets the descriptor if the peer was first."""
+    """Close what the library only shuts down: it forgets the descriptor if the peer was first.
+
+    Closing twice is closing once, so every way an association may end can call this.
+    """
     sock = getattr(assoc, _ATTRIBUTE, None)
     if sock is not None:
         sock.close()
@@ -51,6 +54,7 @@ def _opened(event: Event, timeout_s: float) -> None:
     sock.settimeout(timeout_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _acknowledge_at_once(event)
+    # the library's own loop reads 4 KiB at a time and believes any length
     connection.recv = lambda n_bytes: receive_exactly(sock, n_bytes, timeout_s)
 
 
@@ -72,8 +76,19 @@ def _acknowledge_at_once(event: Event) -> None:
 def receive_exactly(sock: socket.socket, n_bytes: int, timeout_s: float) -> bytearray:
     """Read `n_bytes`, or what came before the peer closed.
 
-    Raises TimeoutError when they are not there within `timeout_s` (a peer that drips one byte at a
-    time is a stalled peer), OSError when the length cannot be true.
+    Parameters
+    ----------
+    n_bytes
+        As the PDU's length field says; believed up to 16 MiB.
+    timeout_s
+        For all of them together: a peer that drips one byte at a time is a stalled peer.
+
+    Raises
+    ------
+    TimeoutError
+        They are not there in time.
+    OSError
+        The length cannot be true, or the connection is lost.
     """
     if n_bytes > MAX_BELIEVED_BYTES:
         raise OSError(errno.EMSGSIZE, f"the peer announces a PDU of {n_bytes} bytes")
