@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
@@ -17,13 +18,30 @@ from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable
 #: fewer slices make no volume: localizers and scouts
 MIN_SLICES = 8
 
-#: PS3.3 C.7.6.3: the attributes that make a data set an image
+#: one instance per slice
+_CLASSIC = {uid.CTImageStorage, uid.MRImageStorage}
+#: all slices in one multi-frame instance
 _ENHANCED = {
-    "1.2.840.10008.5.1.4.1.1.2.1",
-    "1.2.840.10008.5.1.4.1.1.2.2",
-    "1.2.840.10008.5.1.4.1.1.4.1",
-    "1.2.840.10008.5.1.4.1.1.4.4",
+    uid.EnhancedCTImageStorage,
+    uid.EnhancedMRImageStorage,
+    uid.LegacyConvertedEnhancedCTImageStorage,
+    uid.LegacyConvertedEnhancedMRImageStorage,
 }
+#: PS3.3 C.7.6.2 for an instance; C.7.6.16.2 has the same attributes in a functional group per frame
+_PLANE = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}
+#: voxels are what the scanner measured: only Modality LUT or Rescale (PS3.3 C.11.1) is applied. A
+#: Real World Value Map would change the unit and refuse values outside its range; a presentation
+#: LUT (MONOCHROME1) would turn HU upside down
+_STORED_TO_MEASURED = {"apply_real_world_transform": False, "apply_presentation_lut": False}
+#: what pydicom and highdicom raise on values that are damaged, missing, or make no volume
+_LIBRARY_ERRORS = (
+    *(ValueError, TypeError, LookupError, AttributeError),
+    *(RuntimeError, NotImplementedError, OverflowError, np.linalg.LinAlgError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +70,27 @@ def build(files: Sequence[Path]) -> Volume:
     is at fault.
     """
     datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
-    _check_consistent(datasets)
-    if datasets[0].SOPClassUID in _ENHANCED:
-        return _from_enhanced(datasets)
-    return _from_slices(datasets)
+    try:
+        _check_consistent(datasets)
+        if datasets[0].SOPClassUID in _ENHANCED:
+            return _from_enhanced(datasets)
+        return _from_slices(datasets)
+    except _LIBRARY_ERRORS as error:
+        raise _fault(error) from error
 
 
 def _check_consistent(datasets: Sequence[Dataset]) -> None:
-    """Refuse what is no image, or not one acquisition."""
+    """Refuse what is no CT or MR image, or not one acquisition."""
     if not datasets:
         raise InconsistentSeries("the series has no instance on disk")
-    kinds = {ds.SOPClassUID.name for ds in datasets}
-    if len(kinds) > 1:
-        raise InconsistentSeries(f"the series mixes SOP Classes: {', '.join(sorted(kinds))}")
+    classes = {uid.UID(ds.get("SOPClassUID") or "") for ds in datasets}
+    names = ", ".join(sorted(known.name or "no SOP Class UID" for known in classes))
+    if len(classes) > 1:
+        raise InconsistentSeries(f"the series mixes SOP Classes: {names}")
+    if not classes <= _CLASSIC | _ENHANCED:
+        raise NotScorable(f"{names}: only CT and MR images are scored")
     if any("PixelData" not in ds for ds in datasets):
-        raise NotScorable(f"{kinds.pop()} instances of the series hold no pixel data")
+        raise NotScorable(f"{names} instances of the series hold no pixel data")
     for keyword in ("Rows", "Columns", "SamplesPerPixel"):
         values = {ds.get(keyword) for ds in datasets}
         if len(values) > 1:
@@ -77,57 +101,31 @@ def _check_consistent(datasets: Sequence[Dataset]) -> None:
         raise NotScorable("the images are in colour; only monochrome CT and MR are scored")
 
 
-def _from_slices(datasets: list[Dataset]) -> Volume:
-    """Stack classic single-frame instances."""
-    if len(datasets) < MIN_SLICES:
+def _check_size(n_slices: int) -> None:
+    """Refuse what is too thin for a volume."""
+    if n_slices < MIN_SLICES:
         raise IrregularGeometry(
-            f"the series has {len(datasets)} slices; a volume needs at least {MIN_SLICES} "
+            f"the series has {n_slices} slices; a volume needs at least {MIN_SLICES} "
             "(a localizer or scout: route only volume series here)"
         )
-    for ds in datasets:
-        _check_plane(ds)
-    try:
-        geometry = hd.get_volume_from_series(datasets, dtype=np.float32)
-    except (ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise _geometry_fault(error, len(datasets)) from error
-    ordered = _by_position(datasets, geometry)
-    return _volume(geometry, ordered)
 
 
-def _check_plane(ds: Dataset) -> None:
-    """Refuse an instance without the attributes of the Image Plane module (PS3.3 C.7.6.2)."""
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        if not ds.get(keyword):
-            raise IrregularGeometry(f"instance {ds.SOPInstanceUID} has no {keyword}")
+def _check_frame_of_reference(ds: Dataset) -> None:
+    """Refuse an image whose positions are relative to nothing (PS3.3 C.7.4.1)."""
     if not ds.get("FrameOfReferenceUID"):
         raise IrregularGeometry(f"instance {ds.SOPInstanceUID} has no FrameOfReferenceUID")
 
 
-def _geometry_fault(error: Exception, n_slices: int) -> Exception:
-    """Name what stopped highdicom: the pixels or the geometry."""
-    text = str(error)
-    if (
-        "decode" in text.lower()
-        or "pixel data" in text.lower()
-        or "transfer syntax" in text.lower()
-    ):
-        return UnsupportedPixels(f"the pixel data cannot be decoded: {text}")
-    return IrregularGeometry(
-        f"the {n_slices} slices do not make one regular volume: {text} "
-        "(missing or doubled slices, several volumes in one series, or gantry tilt)"
-    )
-
-
-def _by_position(datasets: list[Dataset], geometry: hd.Volume) -> list[Dataset]:
-    """Order the data sets as the volume's first axis runs; highdicom keeps no order."""
-    inverse = np.linalg.inv(geometry.affine)
-    places = {
-        round(float((inverse @ np.append(np.asarray(ds.ImagePositionPatient, float), 1.0))[0])): ds
-        for ds in datasets
-    }
-    if sorted(places) != list(range(len(datasets))):
-        raise IrregularGeometry("two slices of the series lie at one position")
-    return [places[index] for index in range(len(datasets))]
+def _from_slices(datasets: list[Dataset]) -> Volume:
+    """Stack classic single-frame instances."""
+    _check_size(len(datasets))
+    for ds in datasets:
+        _check_frame_of_reference(ds)
+    planes = [_plane({keyword: ds.get(keyword) for keyword in _PLANE}, ds) for ds in datasets]
+    _check_stack(planes)
+    geometry = hd.get_volume_from_series(datasets, dtype=np.float32, **_STORED_TO_MEASURED)
+    places = _places(planes, geometry)
+    return _volume(geometry, [datasets[places.index(index)] for index in range(len(datasets))])
 
 
 def _from_enhanced(datasets: list[Dataset]) -> Volume:
@@ -136,12 +134,100 @@ def _from_enhanced(datasets: list[Dataset]) -> Volume:
         raise InconsistentSeries(
             f"the series has {len(datasets)} multi-frame images, not one volume"
         )
-    try:
-        image = hd.Image.from_dataset(datasets[0])
-        geometry = image.get_volume(dtype=np.float32)
-    except (ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise _geometry_fault(error, int(datasets[0].get("NumberOfFrames", 0))) from error
-    return _volume(geometry, [datasets[0]])
+    ds = datasets[0]
+    _check_size(int(ds.get("NumberOfFrames") or 0))
+    _check_frame_of_reference(ds)
+    planes = [_frame_plane(ds, frame) for frame in ds.get("PerFrameFunctionalGroupsSequence") or []]
+    _check_stack(planes)
+    geometry = hd.Image.from_dataset(ds).get_volume(dtype=np.float32, **_STORED_TO_MEASURED)
+    places = _places(planes, geometry)
+    # results name a source frame by its number: axis 0 has to run as the frames are stored
+    if places == list(range(len(places)))[::-1]:
+        geometry = geometry.flip_spatial(0)
+    elif places != list(range(len(places))):
+        raise IrregularGeometry("the frames are not stored in the order of their positions")
+    return _volume(geometry, [ds])
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """Where one slice lies."""
+
+    #: (3,) LPS mm, centre of the first pixel
+    position: NDArray[np.float64]
+    #: (2, 3) directions of a row and of a column
+    axes: NDArray[np.float64]
+    #: (2,) mm between rows, between columns
+    spacing: NDArray[np.float64]
+
+
+def _plane(values: Mapping[str, Sequence[float] | None], ds: Dataset) -> _Plane:
+    """Read the attributes of one plane; refuse the first that is missing."""
+    for keyword, value in values.items():
+        if not value:
+            raise IrregularGeometry(f"instance {ds.SOPInstanceUID} has no {keyword}")
+    position, axes, spacing = (np.asarray(values[keyword], float) for keyword in _PLANE)
+    return _Plane(position.reshape(3), axes.reshape(2, 3), spacing.reshape(2))
+
+
+def _frame_plane(ds: Dataset, frame: Dataset) -> _Plane:
+    """Read the plane of a frame from its own functional groups, else from the shared ones."""
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    groups = {
+        keyword: frame.get(name) or shared.get(name) or [Dataset()]
+        for keyword, name in _PLANE.items()
+    }
+    return _plane({keyword: items[0].get(keyword) for keyword, items in groups.items()}, ds)
+
+
+def _check_stack(planes: Sequence[_Plane]) -> None:
+    """Name what keeps the planes from being one regular stack; highdicom only says that it is none.
+
+    Only gross faults are looked for here; highdicom then applies its own, narrower tolerance.
+    """
+    axes = np.stack([plane.axes for plane in planes])  # (n, 2, 3)
+    if np.ptp(axes, axis=0).max() > 0.01:
+        raise IrregularGeometry("the slices are not parallel: ImageOrientationPatient differs")
+    normal = np.cross(axes[0, 0], axes[0, 1])
+    positions = np.stack([plane.position for plane in planes])  # (n, 3)
+    along = positions @ normal  # (n,)
+    steps = np.diff(np.sort(along))  # (n - 1,)
+    usual = float(np.median(steps))
+    doubled = int(np.count_nonzero(steps < max(0.1 * usual, 1e-3)))
+    if doubled:
+        raise IrregularGeometry(
+            f"{doubled} of {len(planes)} slices lie at the position of another: doubled instances, "
+            "or several volumes (echoes, b-values, time points) in one series"
+        )
+    if steps.max() > 1.5 * usual:
+        raise IrregularGeometry(
+            f"slices are missing: neighbours lie up to {steps.max():.2f} mm apart, "
+            f"most of them {usual:.2f} mm"
+        )
+    shift = positions - positions[along.argmin()]
+    across = float(np.linalg.norm(shift - np.outer(shift @ normal, normal), axis=1).max())
+    if across > planes[0].spacing.min() / 2:
+        raise IrregularGeometry(
+            f"the slices are shifted in their own plane by up to {across:.1f} mm over the stack: "
+            "a gantry tilt, which is not corrected"
+        )
+
+
+def _places(planes: Sequence[_Plane], geometry: hd.Volume) -> list[int]:
+    """Return which index of axis 0 each plane is; highdicom keeps no order."""
+    points = np.stack([np.append(plane.position, 1.0) for plane in planes])  # (n, 4)
+    places = [round(float(at)) for at in (points @ np.linalg.inv(geometry.affine).T)[:, 0]]
+    if sorted(places) != list(range(len(geometry.array))):
+        raise IrregularGeometry("two slices of the series lie at one position")
+    return places
+
+
+def _fault(error: Exception) -> IrregularGeometry | UnsupportedPixels:
+    """Name what stopped the library: the pixels or the geometry."""
+    text = str(error)
+    if any(word in text.lower() for word in ("decode", "pixel data", "transfer syntax")):
+        return UnsupportedPixels(f"the pixel data cannot be decoded: {text}")
+    return IrregularGeometry(f"the slices do not make one regular volume: {text}")
 
 
 def _volume(geometry: hd.Volume, ordered: Sequence[Dataset]) -> Volume:

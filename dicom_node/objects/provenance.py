@@ -196,7 +196,25 @@ def sanitized_headers(datasets: Sequence[Dataset]) -> list[Dataset]:
     for ds in copies:
         if "NumberOfFrames" not in ds and not ds.get("SliceThickness"):
             ds.SliceThickness = round(thickness, 6)
+        _share_plane(ds)
     return copies
+
+
+def _share_plane(ds: Dataset) -> None:
+    """Say for all frames what each frame says of its plane: some scanners repeat it per frame.
+
+    highdicom looks for these two only among the shared functional groups. One volume has one
+    orientation and one pixel size, so that the first frame speaks for all.
+    """
+    frames = ds.get("PerFrameFunctionalGroupsSequence")
+    if not frames:
+        return
+    if not ds.get("SharedFunctionalGroupsSequence"):
+        ds.SharedFunctionalGroupsSequence = [Dataset()]
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if keyword not in shared and keyword in frames[0]:
+            shared[keyword] = frames[0][keyword]
 
 
 def _sanitized(source: Dataset) -> Dataset:

@@ -9,10 +9,13 @@ import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, generate_uid
+from pydicom.valuerep import DSfloat
 
 from dicom_node.series import ReceivedInstance
 
 _CLASSES = {"MR": uid.MRImageStorage, "CT": uid.CTImageStorage}
+_ENHANCED = {"MR": uid.EnhancedMRImageStorage, "CT": uid.EnhancedCTImageStorage}
+_RESCALE = ("RescaleIntercept", "RescaleSlope", "RescaleType")
 _META_START = 132
 
 
@@ -33,7 +36,12 @@ class Geometry:
 
     def position(self, index: int) -> list[float]:
         normal = np.cross(self.orientation[:3], self.orientation[3:])
-        return [float(v) for v in np.array(self.origin) + index * self.slice_spacing * normal]
+        return numbers(np.array(self.origin) + index * self.slice_spacing * normal)
+
+
+def numbers(values) -> list[DSfloat]:
+    """Decimal strings of at most 16 characters."""
+    return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 def make_instance(modality="MR", geometry=None, index=0, pixels=None, seed=0, **attributes):
@@ -47,9 +55,9 @@ def make_instance(modality="MR", geometry=None, index=0, pixels=None, seed=0, **
     ds.SOPInstanceUID = generate_uid(entropy_srcs=["instance", modality, str(seed), str(index)])
     ds.InstanceNumber = index + 1
     ds.ImagePositionPatient = geometry.position(index)
-    ds.ImageOrientationPatient = list(geometry.orientation)
-    ds.PixelSpacing = list(geometry.pixel_spacing)
-    ds.SliceThickness = geometry.slice_spacing
+    ds.ImageOrientationPatient = numbers(geometry.orientation)
+    ds.PixelSpacing = numbers(geometry.pixel_spacing)
+    (ds.SliceThickness,) = numbers([abs(geometry.slice_spacing)])
     _pixels(ds, np.asarray(pixels), signed=modality == "CT")
     for keyword, value in attributes.items():
         if value is None:
@@ -68,6 +76,59 @@ def make_series(modality="MR", geometry=None, volume=None, seed=0, **attributes)
         )
         for i in range(geometry.n_slices)
     ]
+
+
+def make_enhanced(modality="MR", geometry=None, order=None, *, shared=True, **changes):
+    """The slices of `make_series` as the frames of one multi-frame instance, stored in `order`.
+
+    `shared=False` repeats orientation and pixel measures per frame; a macro named in `without`
+    stands nowhere.
+    """
+    geometry = geometry or Geometry()
+    order = range(geometry.n_slices) if order is None else order
+    without, volume = changes.pop("without", ()), changes.pop("volume", None)
+    slices = make_series(modality, geometry, volume, **changes)
+    ds = deepcopy(slices[0])
+    for keyword in (
+        *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+        *_RESCALE,
+    ):
+        if keyword in ds:
+            delattr(ds, keyword)
+    ds.SOPClassUID = _ENHANCED[modality]
+    ds.NumberOfFrames = len(order)
+    groups = [_groups(slices[index], without) for index in order]
+    common = ("PlaneOrientationSequence", "PixelMeasuresSequence") if shared else ()
+    ds.SharedFunctionalGroupsSequence = [_chosen(groups[0], common)]
+    ds.PerFrameFunctionalGroupsSequence = [
+        _chosen(group, [e.keyword for e in group if e.keyword not in common]) for group in groups
+    ]
+    ds.PixelData = b"".join(slices[index].PixelData for index in order)
+    return ds
+
+
+def _groups(ds, without):
+    """The functional groups of one slice."""
+    macros = {
+        "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+        "PlanePositionSequence": ("ImagePositionPatient",),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+        "PixelValueTransformationSequence": _RESCALE,
+    }
+    groups = Dataset()
+    for name, keywords in macros.items():
+        item = _chosen(ds, keywords)
+        if len(item) and name not in without:
+            setattr(groups, name, [item])
+    return groups
+
+
+def _chosen(ds, keywords):
+    chosen = Dataset()
+    for keyword in keywords:
+        if keyword in ds:
+            chosen[keyword] = deepcopy(ds[keyword])
+    return chosen
 
 
 def _identity(ds, modality, seed):

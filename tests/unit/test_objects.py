@@ -11,12 +11,14 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicom_node import volume
 from dicom_node.errors import ObjectError
 from dicom_node.findings import ScoreSummary, locate
 from dicom_node.identity import IMPLEMENTATION_CLASS_UID, INSTANCE_CREATOR_UID, derived_uid
 from dicom_node.objects import drawing, overlay
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
+from tests.make.instances import Geometry, make_enhanced, write
 
 SCORE = ScoreSummary(
     protocol="brain",
@@ -446,6 +448,61 @@ def _enhanced(source):
         frames.append(frame)
     ds.PerFrameFunctionalGroupsSequence = frames
     return ds
+
+
+class EnhancedSource(Source):
+    """An enhanced image as it is read from its file, with one anomaly in the second frame."""
+
+    def __init__(self, path):
+        read = volume.build([path])
+        self.headers, self.voxels, self.affine = read.headers, read.voxels, read.affine
+        self.modality, self.shape = "MR", read.voxels.shape
+        self.map = np.zeros(self.shape, np.float32)
+        self.map[1, 2, 3] = 8.0
+        self.findings, self.labels = locate(
+            self.map, self.affine, threshold=3.0, min_volume_ml=0.0, max_findings=5
+        )
+
+
+def assert_results_lie_in_the_second_frame(source, folder):
+    (header,) = source.headers
+    frame = header.PerFrameFunctionalGroupsSequence[1]
+    position = [float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient]
+    seg = source.segmentation()
+    assert errors_of(seg, folder) == []
+    (segmented,) = seg.PerFrameFunctionalGroupsSequence
+    (item,) = segmented.DerivationImageSequence[0].SourceImageSequence
+    assert item.ReferencedFrameNumber == 2
+    placed = segmented.PlanePositionSequence[0].ImagePositionPatient
+    assert [float(v) for v in placed] == pytest.approx(position, abs=1e-4)
+    found = hd.seg.Segmentation.from_dataset(reread(seg)).get_volume(combine_segments=True)
+    (world,) = found.map_indices_to_reference(np.argwhere(found.array == 1))
+    assert world == pytest.approx(source.findings[0].peak_mm, abs=0.01)
+    capture = next(ds for ds in source.captures(margin=0) if ds.InstanceNumber == 3)
+    assert capture.SourceImageSequence[0].ReferencedFrameNumber == 2
+    corner = [float(v) for v in capture.ImagePositionPatient]
+    index = np.linalg.inv(source.affine) @ [*corner, 1.0]
+    assert index[0] == pytest.approx(1.0, abs=1e-3)
+    # the picture's pixels are smaller than the source's, and their outer corners coincide
+    assert ((index[1:3] > -0.5) & (index[1:3] <= 0.0)).all()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per frame"])
+@pytest.mark.parametrize("order", [range(9), range(8, -1, -1)], ids=["forwards", "backwards"])
+def test_results_of_an_enhanced_image_lie_in_the_frame_they_name(tmp_path, order, shared):
+    geometry = Geometry(rows=24, columns=20, n_slices=9, orientation=(*OBLIQUE[0], *OBLIQUE[1]))
+    ds = make_enhanced("MR", geometry, order, shared=shared)
+    source = EnhancedSource(write(ds, tmp_path / "enhanced.dcm"))
+    assert_results_lie_in_the_second_frame(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["siemens_xa30_enhanced_t1", "siemens_xa10_enhanced"])
+def test_results_of_a_real_enhanced_image_lie_in_the_frame_they_name(
+    shared_data, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(volume, "MIN_SLICES", 6)
+    path = min(p for p in (shared_data / "dicom_variety" / name).rglob("*") if p.is_file())
+    assert_results_lie_in_the_second_frame(EnhancedSource(path), tmp_path)
 
 
 def test_without_findings_only_the_summary_is_made():
