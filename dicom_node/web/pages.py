@@ -1,4 +1,8 @@
-"""Ledger rows -> HTML, by Jinja2 templates with autoescape on."""
+"""Ledger rows -> HTML, by Jinja2 templates with autoescape on.
+
+Reasons and AE titles come off the wire, so every value is escaped; a template that names a value
+which does not exist is an error rather than a gap. No page holds a patient's name or number.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from dicom_node import __version__
 from dicom_node.config import NodeConfig
-from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.store import reference_table, result_table, series_table
 from dicom_node.store.database import Database
 
+#: of the worklist; older series are reached by their address
 _ROWS = 500
 
 
 class Pages:
-    """Renders the pages from the ledger."""
+    """Renders the pages from the ledger, each from one read transaction.
+
+    What reads the ledger raises DatabaseUnavailable when that does not answer. A `uid` is any text:
+    it stood in an address.
+    """
 
     def __init__(self, config: NodeConfig, database: Database) -> None:
         self._config = config
@@ -27,13 +36,18 @@ class Pages:
             undefined=StrictUndefined,
         )
 
+    def check(self) -> None:
+        """Read a little of the ledger; returns if it answers."""
+        with self._database.read() as db:
+            series_table.counts(db)
+
     def _render(self, template: str, **values: Any) -> str:  # noqa: ANN401 - template values
         return self._templates.get_template(template).render(
             version=__version__, ae_title=self._config.node.ae_title, **values
         )
 
     def worklist(self) -> str:
-        """Render the studies as they came, newest first, with queues, batches and faults."""
+        """Render the newest series first, with queues, batches and the newest faults."""
         with self._database.read() as db:
             return self._render(
                 "worklist.html",
@@ -42,13 +56,12 @@ class Pages:
                 members=reference_table.counts(db),
                 deliveries=result_table.delivery_counts(db),
                 faults=result_table.delivery_faults(db, 10),
-                jobs=job_table.unfinished(db, 20),
                 refusals=series_table.recent_refusals(db, 10),
                 protocols=self._config.protocol,
             )
 
     def study(self, uid: str) -> str | None:
-        """One series: score, findings, summary picture; None when it is unknown."""
+        """Render one series: score, findings, picture, delivery; None when it is unknown."""
         with self._database.read() as db:
             row = result_table.series_row(db, uid)
             if row is None:
@@ -62,7 +75,12 @@ class Pages:
             )
 
     def picture(self, uid: str) -> tuple[str, str, str] | None:
-        """Return what names the folder of the series' results; None without a score."""
+        """Return what names the folder of the series' results.
+
+        Returns
+        -------
+        Subject, fingerprint and batch version of the newest revision's score; None without one.
+        """
         with self._database.read() as db:
             row = result_table.series_row(db, uid)
             if row is None or row.score_id is None:
@@ -70,5 +88,5 @@ class Pages:
             return result_table.score_identity(db, row.score_id)
 
     def style(self) -> str:
-        """Return the style sheet."""
+        """Return the style sheet, which is part of the package."""
         return resources.files("dicom_node.web").joinpath("style.css").read_text("utf-8")
