@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -26,7 +27,10 @@ def _quantity(value: object, units: dict[str, float], example: str) -> float:
         raise ValueError(
             f'{value!r} is not a quantity like "{example}" (units: {", ".join(units)})'
         )
-    return float(match[1]) * units[match[2]]
+    found = float(match[1]) * units[match[2]]
+    if not math.isfinite(found):
+        raise ValueError(f"{value!r} is too large")
+    return found
 
 
 def _seconds(value: object) -> float:
@@ -39,22 +43,27 @@ def _bytes(value: object) -> int:
 
 def _ae_title(value: str) -> str:
     """Check an AE title (PS3.5 6.2: at most 16 characters, no backslash, not only spaces)."""
-    if not 0 < len(value.strip()) <= 16 or "\\" in value or not value.isascii():
+    printable = value.isascii() and value.isprintable()
+    if not 0 < len(value.strip()) <= 16 or "\\" in value or not printable:
         raise ValueError(f"{value!r} is no AE title: 1 to 16 ASCII characters, no backslash")
     return value.strip()
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+#: longer than any of them can mean, and short of what a point in time can hold
+_LONGEST_S = 3650 * 86400.0
+
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S), BeforeValidator(_seconds)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Millimetres = Annotated[float, Field(gt=0, le=1000)]
 
 
 class Section(BaseModel):
     """A section of the file: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Node(Section):
@@ -133,7 +142,7 @@ class Protocol(Section):
     min_reference: Annotated[int, Field(ge=3)] = 15
     max_reference: Annotated[int, Field(ge=3)] = 60
     #: centred on the foreground; each a multiple of the token edge
-    extent_mm: tuple[float, float, float] = (161.0, 196.0, 161.0)
+    extent_mm: tuple[Millimetres, Millimetres, Millimetres] = (161.0, 196.0, 161.0)
     spacing_mm: Annotated[float, Field(gt=0, le=5)] = 1.0
     intensity: Literal["percentiles", "hounsfield"] = "percentiles"
     window_hu: tuple[float, float] = (-600.0, 1500.0)
@@ -145,9 +154,11 @@ class Protocol(Section):
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
 
     @model_validator(mode="after")
-    def _batch_bounds(self) -> Protocol:
+    def _bounds_agree(self) -> Protocol:
         if self.max_reference < self.min_reference:
             raise ValueError("max_reference must not be below min_reference")
+        if self.window_hu[1] <= 0:
+            raise ValueError("window_hu is [centre, width], and the width is above 0")
         return self
 
 
@@ -262,7 +273,7 @@ def load(path: Path) -> NodeConfig:
     Raises ConfigError that names the file, the key, and what to write instead.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file; copy config.example.toml there or name another with --config"
