@@ -1,12 +1,57 @@
 """What every test gets: pydicom's validation raises, none of the user's DICOM_NODE_*."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pydicom.config
 import pytest
 
 import dicom_node.anomaly  # noqa: F401 - its guard must run before any test imports timm
+
+#: a test or fixture that takes longer says so, again and again
+_PULSE_S = 15.0
+
+
+class _Pulse:
+    """Shows that something moves: some tests wait for whole nodes for minutes."""
+
+    def __init__(self, config):
+        self._config = config
+        self._running = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self):
+        while not self._stop.wait(1.0):
+            running = self._running
+            if running is None:
+                continue
+            name, started, said = running
+            seconds = time.monotonic() - started
+            if seconds - said >= _PULSE_S:
+                self._running = (name, started, seconds)
+                self._config.pluginmanager.getplugin("terminalreporter").write_line(
+                    f"\n    {name}: {seconds:.0f} s ..."
+                )
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self._running = (item.nodeid, time.monotonic(), 0.0)
+        try:
+            return (yield)
+        finally:
+            self._running = None
+
+    def pytest_unconfigure(self):
+        self._stop.set()
+        self._thread.join()
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_Pulse(config), "pulse")
 
 
 @pytest.fixture(autouse=True)
