@@ -34,8 +34,10 @@ def _shared_orientation(ds: Dataset) -> Sequence[float] | None:
 
 
 def has_contrast(ds: Dataset) -> bool:
-    """Return whether a contrast agent is named (PS3.3 C.7.6.4)."""
-    return bool(str(ds.get("ContrastBolusAgent") or "").strip())
+    """Return whether a contrast agent is named, as text or as a code."""
+    # enhanced images have the codes alone (PS3.3 C.7.6.4b), classic ones text or both (C.7.6.4)
+    named = str(ds.get("ContrastBolusAgent") or "").strip()
+    return bool(named or ds.get("ContrastBolusAgentSequence"))
 
 
 def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
