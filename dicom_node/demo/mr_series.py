@@ -1,4 +1,8 @@
-"""A volume -> a proper series of MR Image Storage instances (PS3.3 A.4), for demo and tests."""
+"""A volume -> a proper series of MR Image Storage instances (PS3.3 A.4), for demo and tests.
+
+The instances pass ``dciodvfy``: what a scanner writes is what the node must be shown. UIDs are
+derived from who was scanned and when, so that a second run makes the same series.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,16 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """Who was scanned and how."""
+    """Who was scanned and how; patient, study description, date and time make the study."""
 
     patient_id: str
     patient_name: str
     series_description: str = "T1 3D"
     study_description: str = "MR head"
     body_part: str = "HEAD"
+    #: "SE", "IR", "GR", "EP" or "RM" (PS3.3 C.8.3.1)
     scanning_sequence: str = "GR"
+    #: DA and TM, local time (PS3.5 6.2)
     date: str = "20260105"
     time: str = "101500"
 
@@ -41,10 +47,21 @@ def write_mr_series(
     folder: Path,
     acquisition: Acquisition,
 ) -> list[Path]:
-    """Write (depth, height, width) voxels as one instance per slice of axis 0; returns the files.
+    """Write (depth, height, width) voxels as one instance per slice of axis 0.
 
-    `affine` maps index (depth, height, width) to LPS mm and has orthogonal columns. Values are
-    rounded and clipped to 0..65535.
+    Parameters
+    ----------
+    voxels
+        Rounded and clipped to 0..65535.
+    affine
+        (4, 4), index (depth, height, width) to LPS mm; its columns must be orthogonal, since an
+        Image Plane knows no shear.
+    folder
+        Made where it is missing; files of the same names are replaced.
+
+    Returns
+    -------
+    The files, in the order of axis 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.clip(np.rint(np.asarray(voxels, dtype=np.float64)), 0, 65535).astype("<u2")
@@ -60,9 +77,20 @@ def write_mr_series(
 
 
 def volume_from_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Read a NIfTI volume as (depth, height, width) towards S, P, L and its index -> LPS affine."""
+    """Read a NIfTI volume as (depth, height, width) towards S, P, L and its index -> LPS affine.
+
+    Parameters
+    ----------
+    path
+        A three-dimensional image in any orientation.
+
+    Returns
+    -------
+    Voxels with the file's scaling applied, and the (4, 4) affine of the reordered index.
+    """
     image = nibabel.as_closest_canonical(nibabel.load(path))
     voxels = np.asarray(image.dataobj, dtype=np.float32).transpose(2, 1, 0)[:, ::-1, ::-1]
+    # index of the reordered array -> index (x, y, z) of the RAS one
     to_xyz = np.eye(4)
     to_xyz[:3, :3] = [[0, 0, -1], [0, -1, 0], [1, 0, 0]]
     to_xyz[:3, 3] = [image.shape[0] - 1, image.shape[1] - 1, 0]
@@ -104,9 +132,12 @@ def _instance(acquisition: Acquisition, number: int) -> Dataset:
 
 def _set_plane(ds: Dataset, affine: NDArray[np.float64], number: int) -> None:
     """Set the Image Plane module (PS3.3 C.7.6.2) of slice `number`."""
+    # (3,) mm: between slices, between rows, between columns
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     along_rows, along_columns = affine[:3, 2] / spacing[2], affine[:3, 1] / spacing[1]
+    # centre of the first voxel transmitted
     position = affine[:3, 3] + number * affine[:3, 0]
+    # DS holds 16 characters (PS3.5 6.2): eight digits, sign, point and exponent fit
     ds.ImagePositionPatient = [f"{value:.8g}" for value in position]
     ds.ImageOrientationPatient = [f"{value:.8g}" for value in (*along_rows, *along_columns)]
     ds.PixelSpacing = [f"{spacing[1]:.8g}", f"{spacing[2]:.8g}"]

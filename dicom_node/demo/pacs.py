@@ -1,4 +1,8 @@
-"""The demo's PACS: a real Orthanc where it is installed, otherwise a storage SCP of ours."""
+"""The demo's PACS: a real Orthanc where it is installed, otherwise a storage SCP of ours.
+
+Both listen on free ports, live in the demo's folder, and end with the block that runs them. What
+they hold is read back the way each allows: by REST, or from the collector's folder.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,11 @@ class Pacs:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free now, all different."""
+    """Return ports that are free now, all different.
+
+    All are held at once while they are drawn; between then and their use another program may still
+    take one.
+    """
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -48,13 +56,29 @@ def free_ports(count: int) -> list[int]:
 
 
 def find_orthanc() -> str | None:
-    """Return the path of Orthanc, None where it is not installed."""
+    """Return the path of Orthanc, None where it is not installed.
+
+    Debian puts it where only root's PATH leads.
+    """
     return shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
 
 
 @contextmanager
 def running_pacs(folder: Path, node_ae_title: str, node_port: int) -> Iterator[Pacs]:
-    """Run the best PACS there is until the block ends; raises PartFailed when it does not start."""
+    """Run the best PACS there is until the block ends.
+
+    Parameters
+    ----------
+    folder
+        Made where it is missing; gets configuration, log and storage of the PACS.
+    node_ae_title, node_port
+        The node, which alone may store in Orthanc.
+
+    Raises
+    ------
+    PartFailed
+        It does not start within half a minute, or its port is taken.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     program = find_orthanc()
     if program is None:
@@ -73,7 +97,10 @@ def running_pacs(folder: Path, node_ae_title: str, node_port: int) -> Iterator[P
 def running_orthanc(
     program: str, folder: Path, node_ae_title: str, node_port: int
 ) -> Iterator[Pacs]:
-    """Run an Orthanc that takes objects from the node on this machine alone."""
+    """Run an Orthanc that takes objects from the node on this machine alone.
+
+    Raises PartFailed, naming its log, when it does not answer within half a minute.
+    """
     dicom_port, http_port = free_ports(2)
     settings = {
         "Name": "dicom_node demo",
@@ -122,21 +149,32 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def get_bytes(url: str, data: bytes | None = None) -> bytes:
-    """Ask the loopback REST interface of Orthanc; raises OSError."""
+    """Ask the loopback REST interface of Orthanc, with POST where there is `data`.
+
+    Raises OSError when nobody answers within 30 s, or with an HTTP error.
+    """
     with urllib.request.urlopen(url, data=data, timeout=30) as answer:  # noqa: S310 - our own Orthanc
         content: bytes = answer.read()
     return content
 
 
 def get_json(url: str, data: bytes | None = None) -> Any:  # noqa: ANN401 - JSON
-    """Ask for JSON; raises OSError."""
+    """Ask for JSON; raises OSError as `get_bytes` does, ValueError when it is none."""
     return json.loads(get_bytes(url, data))
 
 
 def stored_objects(pacs: Pacs, study_instance_uid: str, folder: Path) -> list[Path]:
     """Return copies of what the PACS holds of a study, in `folder` under names a person can read.
 
-    Raises OSError when the PACS does not answer.
+    Returns
+    -------
+    The files, sorted by name: ``SC-0001-xxxx.dcm``, ... ``SEG-0001-xxxx.dcm``, where xxxx is of the
+    series.
+
+    Raises
+    ------
+    OSError
+        The PACS does not answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = []
@@ -148,8 +186,9 @@ def stored_objects(pacs: Pacs, study_instance_uid: str, folder: Path) -> list[Pa
 
 
 def _contents(pacs: Pacs, study_instance_uid: str) -> Iterator[bytes]:
-    """Yield the files of a study."""
+    """Yield the files of a study, one after the other: a study may be large."""
     if pacs.url is None:
+        # the collector has no index: every header is read
         for path in sorted(Path(pacs.place).rglob("*.dcm")):
             if (
                 pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID

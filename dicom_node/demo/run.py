@@ -1,4 +1,9 @@
-"""The demo: start a PACS and a node, send a cohort, wait for the overlays, show what came back."""
+"""The demo: start a PACS and a node, send a cohort, wait for the overlays, show what came back.
+
+The node is a process of its own, started by the command line that a user would type; series reach
+it by C-STORE and results leave it by C-STORE. The ledger is read to draw the progress, and not to
+help anything along.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,24 +29,35 @@ from dicom_node.demo.cohort import Head, load_template, make_cohort
 from dicom_node.demo.mr_series import Acquisition, write_mr_series
 from dicom_node.demo.pacs import free_ports, running_pacs
 from dicom_node.demo.summary import show
-from dicom_node.errors import AssociationRefused, ConfigError, DeliveryError, PartFailed
+from dicom_node.errors import ConfigError, DeliveryError, PartFailed
 from dicom_node.folders import Folders, cache_folder
-from dicom_node.store import job_table, result_table
+from dicom_node.store import job_table, result_table, series_table
 from dicom_node.store.database import Database
 
+#: in a folder that the demo made, and may therefore empty
 _MARKER = ".dicom_node_demo"
+#: calling AE title of the sender
 _SENDER = "DEMOSENDER"
+#: for the receiver to answer a C-ECHO
 _START_S = 60.0
+#: for all results together
 _LIMIT_S = 3600.0
 _SEED = 1
+#: looks at the ledger, half a second apart, at which nothing may move before the demo gives up
+_LOOKS_AT_REST = 20
+#: of a job or a delivery that moves by itself
+_BUSY = ("queued", "running")
 
 
 @dataclass(frozen=True, slots=True)
 class DemoArguments:
     """What the command line asked for."""
 
+    #: everything the demo makes lies below it
     folder: Path
+    #: the user's own series; None makes the built-in cohort
     dicom: Path | None
+    #: leave node, page and PACS up until Ctrl-C
     keep_running: bool
 
 
@@ -49,6 +65,7 @@ class DemoArguments:
 class Sent:
     """One series on its way through the node."""
 
+    #: for tables and folders; of a user's series only its number, never the patient
     name: str
     study_instance_uid: str
     series_instance_uid: str
@@ -58,13 +75,31 @@ class Sent:
 
 
 def run_demo(arguments: DemoArguments, console: Console) -> int:
-    """Run the demo; returns 0 when every study came back.
+    """Run the demo from nothing to the table of results.
 
-    Raises ConfigError when the folder is not the demo's, PartFailed when the node does not start.
+    Parameters
+    ----------
+    console
+        Gets progress, table and verdict; one that is no terminal gets plain lines.
+
+    Returns
+    -------
+    The exit status: 0 when every series got a delivered result and, with the built-in cohort, the
+    planted lesions were found; otherwise 1.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds what the demo did not make, or the user's series are too few.
+    PartFailed
+        PACS or node does not start, or the node refuses an instance.
+    NodeError
+        The template cannot be fetched.
     """
     started = time.monotonic()
     folder = _fresh_folder(arguments.folder)
     own = _own_series(arguments.dicom) if arguments.dicom else None
+    # node and PACS name each other in their configurations: ports must be known before either runs
     node_port, web_port = free_ports(2)
     with running_pacs(folder / "pacs", settings.AE_TITLE, node_port) as pacs:
         text = settings.config_text(
@@ -76,7 +111,8 @@ def run_demo(arguments: DemoArguments, console: Console) -> int:
             console.print(
                 f"The node receives on port {node_port}; its page: http://127.0.0.1:{web_port}/"
             )
-            console.print(f"The PACS is {pacs.ae_title}: {pacs.place}", soft_wrap=True)
+            where = f"The PACS is {pacs.ae_title}: {pacs.place}"
+            console.print(where, soft_wrap=True, markup=False)
             with _progress(console) as progress:
                 sent = _send_all(folder, node, own, progress)
                 complete = _wait(node, sent, progress)
@@ -88,6 +124,8 @@ def run_demo(arguments: DemoArguments, console: Console) -> int:
 
 def _fresh_folder(folder: Path) -> Path:
     """Empty the demo's own folder; raises ConfigError rather than delete somebody's data."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()):
         if not (folder / _MARKER).exists():
             raise ConfigError(f"--out {folder} holds other files; name a new folder")
@@ -98,17 +136,20 @@ def _fresh_folder(folder: Path) -> Path:
 
 
 def _own_series(folder: Path) -> list[Sent]:
-    """Find the CT and MR series below `folder`; raises ConfigError when they are too few."""
+    """Find the CT and MR series below `folder`; raises ConfigError when they are too few.
+
+    Files of other kinds lie beside images on every export medium (DICOMDIR, viewers, reports): they
+    are passed over, as is what is too damaged to say which series it is of.
+    """
     found: dict[str, Sent] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             ds = pydicom.dcmread(path, stop_before_pixels=True)
         except (InvalidDicomError, OSError):
             continue
-        if ds.get("Modality") in {"CT", "MR"}:
-            uid = str(ds.SeriesInstanceUID)
-            name = f"series {len(found) + 1}"
-            entry = found.setdefault(uid, Sent(name, str(ds.StudyInstanceUID), uid, []))
+        study, uid = (str(ds.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID"))
+        if ds.get("Modality") in {"CT", "MR"} and study and uid:
+            entry = found.setdefault(uid, Sent(f"series {len(found) + 1}", study, uid, []))
             entry.files.append(path)
     if len(found) < settings.FEWEST_SUBJECTS:
         raise ConfigError(
@@ -120,7 +161,7 @@ def _own_series(folder: Path) -> list[Sent]:
 
 @contextmanager
 def _running_node(folder: Path, node: NodeConfig) -> Iterator[None]:
-    """Run the node as a user would, until the block ends."""
+    """Run the node as a user would, until the block ends; its log is ``node.log``."""
     command = [sys.executable, "-m", "dicom_node", "serve", "--config", str(folder / "config.toml")]
     with (folder / "node.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own module
@@ -133,12 +174,13 @@ def _running_node(folder: Path, node: NodeConfig) -> Iterator[None]:
 
 
 def _wait_until_up(node: NodeConfig, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the receiver answers C-ECHO; raises PartFailed with the end of the log."""
     peer = Peer("node", node.node.ae_title, node.receiver.bind, node.receiver.port)
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
             echo(peer, _SENDER, 5.0)
-        except AssociationRefused:
+        except DeliveryError:
             time.sleep(0.3)
         else:
             return
@@ -148,6 +190,7 @@ def _wait_until_up(node: NodeConfig, process: subprocess.Popen[bytes], log: Path
 
 
 def _progress(console: Console) -> Progress:
+    """Return the bars: what, how far, how many, since when."""
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -193,25 +236,46 @@ def _cohort(folder: Path) -> Iterator[Sent]:
 
 
 def _wait(node: NodeConfig, sent: Sequence[Sent], progress: Progress) -> bool:
-    """Wait until nothing is left to do; returns whether every series got a delivered result."""
+    """Wait until nothing is left to do; returns whether every series got a delivered result.
+
+    Nothing is left when each series has come to an end, or when nothing moves any more: series of
+    which too many were rejected leave a batch too small, for which the others would wait for good.
+    """
     database = Database(Folders(node.node.data_dir).database)
     names = ("Series encoded", "Series scored", "Series with results in PACS")
     tasks = [progress.add_task(name, total=len(sent)) for name in names]
     deadline = time.monotonic() + _LIMIT_S
-    said = ""
+    said, n_at_rest = "", 0
     while time.monotonic() < deadline:
         with database.read() as db:
             jobs = job_table.counts(db)
             delivered, ended = result_table.progress_of(db)
+            deliveries = result_table.delivery_counts(db)
+            at_rest = _at_rest(series_table.counts(db), jobs, deliveries)
+        n_at_rest = n_at_rest + 1 if at_rest else 0
         for task, value in zip(
             tasks, (jobs.get("tokenize done", 0), jobs.get("score done", 0), delivered), strict=True
         ):
             progress.update(task, completed=value)
         said = _say_plainly(progress, said)
-        if ended >= len(sent):
+        if ended >= len(sent) or n_at_rest > _LOOKS_AT_REST:
             return delivered >= len(sent)
         time.sleep(0.5)
     return False
+
+
+def _at_rest(
+    received: Mapping[str, int], jobs: Mapping[str, int], deliveries: Mapping[tuple[str, str], int]
+) -> bool:
+    """Tell whether the node has nothing to do, by counts of one moment.
+
+    A job that goes to wait may be released by the next transaction: one look is not enough.
+    """
+    return not (
+        received.get(series_table.RECEIVING)
+        or any(name.endswith(_BUSY) for name in jobs)
+        or any(state in _BUSY for _, state in deliveries)
+    )
 
 
 def _say_plainly(progress: Progress, said: str) -> str:
@@ -231,6 +295,7 @@ def _stay(arguments: DemoArguments, folder: Path, console: Console) -> None:
             f"Look again: dicom-node serve --config {folder / 'config.toml'}, then open the page; "
             "or run the demo with --keep-running.",
             soft_wrap=True,
+            markup=False,
         )
         return
     console.print("The node stays up. Ctrl-C ends it.")

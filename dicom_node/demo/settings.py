@@ -1,4 +1,9 @@
-"""The configuration that the demo writes: the defaults, on free loopback ports, in a hurry."""
+"""The configuration that the demo writes: the defaults, on free loopback ports, in a hurry.
+
+It is a file like any other, read by the node like any other, and may be edited and run again. Only
+what must differ from the defaults stands in it: ports, short times, and one protocol in live mode
+that fits the series at hand.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,13 @@ from numpy.typing import NDArray
 from dicom_node.demo.pacs import Pacs
 
 AE_TITLE = "DICOM_NODE"
+#: of the built-in cohort: eleven, which makes ten the batch's minimum
 N_NORMAL, N_LESIONED = 8, 3
 #: fewer make no batch
 FEWEST_SUBJECTS = 4
 #: token edge at 1 mm voxels and the default encoder, mm
 _TOKEN_EDGE_MM = 7.0
+#: 57 tokens; what reaches further from the body's centre is left out
 _LARGEST_EXTENT_MM = 399.0
 
 _TEXT = """# Written by `dicom-node demo`. The keys are explained in config.example.toml.
@@ -59,7 +66,16 @@ retry_first = "1 s"
 def config_text(
     node_port: int, web_port: int, pacs: Pacs, own: Sequence[Path] | None, n_own: int
 ) -> str:
-    """Return the demo's configuration, for the built-in cohort or a user's own series."""
+    """Return the demo's configuration, for the built-in cohort or a user's own series.
+
+    Parameters
+    ----------
+    own
+        Files of one of the user's series, after which extent and modality are chosen; None with the
+        built-in cohort.
+    n_own
+        How many series the user has; 0 with the built-in cohort.
+    """
     n_subjects = n_own or N_NORMAL + N_LESIONED
     modality, extent = _fit(own) if own else ("MR", (161.0, 196.0, 161.0))
     return _TEXT.format(
@@ -77,20 +93,29 @@ def config_text(
 
 
 def _fit(files: Sequence[Path]) -> tuple[str, tuple[float, float, float]]:
-    """Return modality and (feet-head, front-back, left-right) extent that holds the series."""
+    """Return modality and (feet-head, front-back, left-right) extent that holds the series.
+
+    Each side is a multiple of the token edge, in mm, at least one token and at most 399.
+    """
     datasets = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+    # (4 per slice, 3)
     corners = [corner for ds in datasets for corner in _corners(ds)]
     x, y, z = np.ptp(np.array(corners), axis=0)
-    tokens = [math.ceil(side / _TOKEN_EDGE_MM) for side in (z, y, x)]
+    # one token at least: the first series found may be a single slice
+    tokens = [max(1, math.ceil(side / _TOKEN_EDGE_MM)) for side in (z, y, x)]
     depth, height, width = (min(n * _TOKEN_EDGE_MM, _LARGEST_EXTENT_MM) for n in tokens)
     return str(datasets[0].Modality), (depth, height, width)
 
 
 def _corners(ds: pydicom.Dataset) -> list[NDArray[np.float64]]:
-    """Return two opposite corners of a slice in LPS mm (PS3.3 C.7.6.2.1.1)."""
+    """Return the four corners of a slice in LPS mm (PS3.3 C.7.6.2.1.1).
+
+    All four, since in an oblique slice any of them may reach furthest. Enhanced instances keep
+    their geometry per frame; they are taken for a head's size.
+    """
     if "ImagePositionPatient" not in ds or "ImageOrientationPatient" not in ds:
         return [np.zeros(3), np.full(3, 196.0)]
     position = np.asarray(ds.ImagePositionPatient, float)
     row = np.asarray(ds.ImageOrientationPatient[:3], float) * float(ds.PixelSpacing[1]) * ds.Columns
     column = np.asarray(ds.ImageOrientationPatient[3:], float) * float(ds.PixelSpacing[0]) * ds.Rows
-    return [position, position + row + column]
+    return [position, position + row, position + column, position + row + column]

@@ -1,4 +1,9 @@
-"""The demo's end: a table, pictures, and how the planted lesions fared."""
+"""The demo's end: a table, pictures, and how the planted lesions fared.
+
+Scores and findings are the ledger's; whether a lesion was found is read from the SEG that came back
+from the PACS. What is printed may hold text from the wire or from a file name, so none of it is
+taken for markup.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dicom_node.config import NodeConfig, digest
@@ -20,13 +26,15 @@ from dicom_node.folders import Folders
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
 
+#: findings per study that are listed, and among which a planted lesion must lie
 _HIGHEST = 3
+#: a smaller lesion may be missed: a token is 0.34 ml
 _SMALLEST_ML = 0.5
 _LOG_COLUMNS = 130
 
 
 class SentSeries(Protocol):
-    """What the summary needs of a sent series."""
+    """What the summary needs of a sent series; `head` is None where nothing was planted."""
 
     name: str
     study_instance_uid: str
@@ -37,7 +45,26 @@ class SentSeries(Protocol):
 def show(
     folder: Path, node: NodeConfig, pacs: Pacs, sent: Sequence[SentSeries], console: Console
 ) -> bool:
-    """Print what came back; returns whether the planted lesions were found as promised."""
+    """Print what came back, and keep copies of it below the demo's folder.
+
+    Parameters
+    ----------
+    folder
+        Gets ``returned/<study>/`` with the PACS's objects and ``pictures/``.
+    sent
+        In the order of the table.
+
+    Returns
+    -------
+    Whether each planted lesion of 0.5 ml or more lies in one of the three highest findings of its
+    study, and each study with lesions scores above the median of those without. True where nothing
+    was planted.
+
+    Raises
+    ------
+    OSError
+        The PACS does not answer.
+    """
     database = Database(Folders(node.node.data_dir).database)
     table = Table(
         "study",
@@ -53,7 +80,8 @@ def show(
             row = result_table.series_row(db, entry.series_instance_uid)
             findings = result_table.findings_of(db, row.score_id) if row and row.score_id else []
         if row is None or row.score_id is None:
-            table.add_row(entry.name, "-", "-", str(row.reason if row else "not received"), "-")
+            reason = str(row.reason if row else "not received")
+            table.add_row(entry.name, "-", "-", escape(reason), "-")
             continue
         scores[entry.name] = row.subject_score
         files = stored_objects(pacs, entry.study_instance_uid, folder / "returned" / entry.name)
@@ -64,16 +92,17 @@ def show(
             f"{row.subject_score:.1f}",
             f"{row.percentile:.0f} of {row.n_reference}",
             _list_findings(findings),
-            _where(returned),
+            escape(_where(returned)),
         )
         missed += _missed(entry, returned)
     # a log file has no width of its own
     console.print(table, width=None if console.is_terminal else _LOG_COLUMNS)
-    console.print(f"Pictures: {folder / 'pictures'}", soft_wrap=True)
+    console.print(f"Pictures: {folder / 'pictures'}", soft_wrap=True, markup=False)
     return _verdict(sent, scores, missed, console)
 
 
 def _list_findings(findings: Sequence[Finding]) -> str:
+    """Write the highest findings as a line each."""
     lines = [
         f"{f.rank}: {f.volume_ml:.1f} ml at "
         f"({', '.join(f'{v:.0f}' for v in f.centroid_mm)}), peak {f.max_score:.1f}"
@@ -99,17 +128,21 @@ def _where(returned: Returned) -> str:
 
 
 def _place(path: Path) -> str:
+    """Write a path below the demo's folder as a person looks for it there."""
     return "/".join(path.parts[-3:])
 
 
 def _keep_picture(
     folder: Path, node: NodeConfig, database: Database, score_id: int, name: str
 ) -> None:
+    """Copy the summary picture of a score; there is none while its report has not been made."""
     with database.read() as db:
         identity = result_table.score_identity(db, score_id)
     source = Folders(node.node.data_dir).results / digest(*identity) / "summary.png"
     (folder / "pictures").mkdir(exist_ok=True)
-    shutil.copyfile(source, folder / "pictures" / f"{name.replace(' ', '-')}.png")
+    # scored, and yet without results: the report failed, and the table says so
+    if source.is_file():
+        shutil.copyfile(source, folder / "pictures" / f"{name.replace(' ', '-')}.png")
 
 
 def _missed(entry: SentSeries, returned: Returned) -> list[str]:
@@ -127,13 +160,17 @@ def _missed(entry: SentSeries, returned: Returned) -> list[str]:
 def _verdict(
     sent: Sequence[SentSeries], scores: dict[str, float], missed: list[str], console: Console
 ) -> bool:
-    """Say how the planted lesions fared; True for a user's own series, where nothing is known."""
+    """Say how the planted lesions fared; True for a user's own series, where nothing is known.
+
+    Series without a score are left out here: that they are missing is the caller's to say.
+    """
     heads: list[Any] = [entry for entry in sent if entry.head is not None and entry.name in scores]
     lesioned = [entry for entry in heads if entry.head.lesions]
     normal = [scores[entry.name] for entry in heads if not entry.head.lesions]
     if not lesioned or not normal:
         return True
     planted = sum(len(entry.head.lesions) for entry in lesioned)
+    # not one above the highest normal: a made head may be odd in its own way
     low = [entry.name for entry in lesioned if scores[entry.name] <= median(normal)]
     console.print(
         f"{planted - len(missed)} of {planted} planted lesions lie in one of the three highest "
