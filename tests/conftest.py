@@ -15,10 +15,13 @@ _PULSE_S = 15.0
 
 
 class _Pulse:
-    """Shows that something moves: some tests wait for whole nodes for minutes."""
+    """Shows that something moves: some tests wait for whole nodes for minutes.
 
-    def __init__(self, config):
-        self._config = config
+    It writes to the descriptor that deploy/test keeps open for it, since pytest captures the others.
+    """
+
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
         self._running = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -33,9 +36,7 @@ class _Pulse:
             seconds = time.monotonic() - started
             if seconds - said >= _PULSE_S:
                 self._running = (name, started, seconds)
-                self._config.pluginmanager.getplugin("terminalreporter").write_line(
-                    f"\n    {name}: {seconds:.0f} s ..."
-                )
+                os.write(self._descriptor, f"\n    {name}: {seconds:.0f} s ...".encode())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
@@ -51,7 +52,9 @@ class _Pulse:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(_Pulse(config), "pulse")
+    descriptor = os.environ.get("DICOM_NODE_PROGRESS_FD")
+    if descriptor:
+        config.pluginmanager.register(_Pulse(int(descriptor)), "pulse")
 
 
 @pytest.fixture(autouse=True)
