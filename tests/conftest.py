@@ -17,7 +17,7 @@ _PULSE_S = 15.0
 class _Pulse:
     """Shows that something moves: some tests wait for whole nodes for minutes.
 
-    It writes to the descriptor that deploy/test keeps open for it, since pytest captures the others.
+    It writes to the descriptor that deploy/test keeps open for it: pytest captures the others.
     """
 
     def __init__(self, descriptor):
