@@ -1,4 +1,11 @@
-"""``config.toml`` -> frozen, validated :class:`NodeConfig`. Read once; a change is a restart."""
+"""``config.toml`` -> frozen, validated :class:`NodeConfig`. Read once; a change is a restart.
+
+What is wrong is found here, before a process starts: every refusal names the file, the key and what
+to write. Every key stands with a comment in ``config.example.toml``, which a test compares with the
+models below. A key that is not known is an error: a typing slip must not leave a default in force.
+
+No other module reads the file, and none changes a value; secrets do not belong into it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +28,10 @@ _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def _quantity(value: object, units: dict[str, float], example: str) -> float:
-    """Read "60 s" or "20 GiB"; raises ValueError naming the units."""
+    """Read "60 s" or "20 GiB"; raises ValueError naming the units.
+
+    The unit is not optional: a bare number is what people guess wrong.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", str(value))
     if match is None or match[2] not in units:
         raise ValueError(
@@ -34,15 +44,18 @@ def _quantity(value: object, units: dict[str, float], example: str) -> float:
 
 
 def _seconds(value: object) -> float:
+    """Read a duration."""
     return _quantity(value, dict(_SECONDS), "60 s")
 
 
 def _bytes(value: object) -> int:
+    """Read a size; units are powers of 1024 and say so, for "GB" is read either way."""
     return int(_quantity(value, dict(_BYTES), "20 GiB"))
 
 
 def _ae_title(value: str) -> str:
-    """Check an AE title (PS3.5 6.2: at most 16 characters, no backslash, not only spaces)."""
+    """Check an AE title and drop the spaces around it, which are not significant (PS3.5 6.2)."""
+    # the default repertoire without backslash and control characters; spaces alone are no title
     printable = value.isascii() and value.isprintable()
     if not 0 < len(value.strip()) <= 16 or "\\" in value or not printable:
         raise ValueError(f"{value!r} is no AE title: 1 to 16 ASCII characters, no backslash")
@@ -61,7 +74,7 @@ Millimetres = Annotated[float, Field(gt=0, le=1000)]
 
 
 class Section(BaseModel):
-    """A section of the file: frozen, unknown keys are errors."""
+    """A section of the file: frozen, unknown keys are errors, numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -72,6 +85,7 @@ class Node(Section):
     ae_title: AETitle = "DICOM_NODE"
     #: goes into Device Serial Number of every result
     node_id: str = "dicom-node-1"
+    #: inbox, ledger, tokens, results: patient data
     data_dir: Path = Path("./dicom-node-data")
 
 
@@ -85,9 +99,12 @@ class Storage(Section):
 class Receiver(Section):
     """``[receiver]``: the C-STORE SCP."""
 
+    #: loopback by default: a node that is not yet set up must not be open to the network
     bind: str = "127.0.0.1"
+    #: registered for DICOM with IANA; 104 would need root
     port: Port = 11112
     max_associations: Annotated[int, Field(ge=1, le=1000)] = 25
+    #: a peer that is silent this long is cut off
     network_timeout: Seconds = 60.0
     #: calling AE titles that may store; empty admits any that knows our AE title
     allowed_calling_ae_titles: tuple[AETitle, ...] = ()
@@ -95,9 +112,14 @@ class Receiver(Section):
 
 
 class Completion(Section):
-    """``[completion]``: when a series is complete."""
+    """``[completion]``: when a series is complete.
 
+    DICOM has no end of a series: a scanner may pause, and a PACS may send in any order.
+    """
+
+    #: nothing came for this long, and no association that carried it is open
     quiet: Seconds = 30.0
+    #: so long after its first instance whatever else: a peer may never close
     cap: Seconds = 5400.0
 
     @model_validator(mode="after")
@@ -108,7 +130,10 @@ class Completion(Section):
 
 
 class Match(Section):
-    """``[protocol.match]``: which series belong here; what is not given matches anything."""
+    """``[protocol.match]``: which series belong here; what is not given matches anything.
+
+    `protocol.mismatches` says how each is compared.
+    """
 
     modality: Literal["MR", "CT"]
     body_part: str | None = None
@@ -136,9 +161,12 @@ class Match(Section):
 class Protocol(Section):
     """``[[protocol]]``: a class of acquisitions that shares a reference batch."""
 
+    #: part of file names, of batch versions and of results
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    #: "shadow" scores and records, and sends nothing: results are seen only where somebody chose so
     mode: Literal["live", "shadow"] = "shadow"
     match: Match
+    #: least number of other patients that a study is compared with
     min_reference: Annotated[int, Field(ge=3)] = 15
     max_reference: Annotated[int, Field(ge=3)] = 60
     #: centred on the foreground; each a multiple of the token edge
@@ -149,6 +177,7 @@ class Protocol(Section):
     #: written into results whose source has no Body Part Examined
     body_part: Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")] | None = None
     calibration: Literal["position", "none"] = "position"
+    #: calibrated units, or those of the raw distance where calibration is "none"
     finding_threshold: float = 3.0
     finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
@@ -163,7 +192,10 @@ class Protocol(Section):
 
 
 class Encoder(Section):
-    """``[encoder]``: the frozen vision transformer."""
+    """``[encoder]``: the frozen vision transformer.
+
+    What shapes a token is part of the fingerprint: a change of it founds new reference batches.
+    """
 
     #: any timm vision transformer
     model: str = "vit_small_patch14_dinov2"
@@ -200,7 +232,7 @@ class Scoring(Section):
 
 
 class Results(Section):
-    """``[results]``: what is sent."""
+    """``[results]``: what is made of a score and sent."""
 
     segmentation: bool = True
     secondary_capture: bool = True
@@ -211,21 +243,25 @@ class Results(Section):
 
 
 class Destination(Section):
-    """``[[destination]]``: a PACS that receives results."""
+    """``[[destination]]``: a PACS that receives results; one lane each."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
     ae_title: AETitle
     host: str
     port: Port
+    #: for the connection and for each answer
     timeout: Seconds = 30.0
+    #: the wait after the first failure; it doubles up to the next
     retry_first: Seconds = 30.0
     retry_max: Seconds = 3600.0
+    #: after this long an object is set aside
     give_up: Seconds = 3 * 86400.0
 
 
 class Web(Section):
     """``[web]``: the node's page."""
 
+    #: loopback only: the page has no login
     bind: Literal["127.0.0.1", "::1"] = "127.0.0.1"
     port: Port = 8042
 
@@ -260,7 +296,13 @@ class NodeConfig(Section):
         return self
 
     def protocol_named(self, name: str) -> Protocol:
-        """Return the protocol called `name`; raises ConfigError when the file has none."""
+        """Return the protocol called `name`.
+
+        Raises
+        ------
+        ConfigError
+            There is none, as when it was renamed or removed while a study of it was waiting.
+        """
         for protocol in self.protocol:
             if protocol.name == name:
                 return protocol
@@ -268,11 +310,21 @@ class NodeConfig(Section):
 
 
 def load(path: Path) -> NodeConfig:
-    """Read and validate `path`; relative paths in it are relative to its folder.
+    """Read and validate `path`.
 
-    Raises ConfigError that names the file, the key, and what to write instead.
+    Returns
+    -------
+    The configuration, its paths absolute: relative ones are relative to the folder of `path`, so
+    that it does not matter where the node is started.
+
+    Raises
+    ------
+    ConfigError
+        The file is not there or no TOML, or a value is wrong: one line per fault, all at once, each
+        with file, key, and what to write instead.
     """
     try:
+        # editors on Windows write a byte order mark, which TOML does not know
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
@@ -289,6 +341,7 @@ def load(path: Path) -> NodeConfig:
 
 def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
     """Resolve the file's relative paths against its own folder."""
+    # joining keeps an absolute path as it is
     node = config.node.model_copy(update={"data_dir": folder / config.node.data_dir})
     encoder = config.encoder
     if encoder.file is not None:
@@ -297,7 +350,7 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
 
 
 def _explain(path: Path, error: _ValidationError) -> list[str]:
-    """One line per fault: file, key, what is wrong, the nearest known key."""
+    """Return a line per fault: file, key, what is wrong, the nearest known key."""
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
@@ -310,6 +363,7 @@ def _explain(path: Path, error: _ValidationError) -> list[str]:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     """Suggest the known key that looks most like the last part of `location`."""
+    # down the models along the path; numbers in it are places in a list of tables
     model: Any = NodeConfig
     for part in location[:-1]:
         if isinstance(part, str):
@@ -321,6 +375,11 @@ def _nearest(location: tuple[int | str, ...]) -> str:
 
 
 def digest(*parts: object) -> str:
-    """Return 12 hex digits of SHA-256 over the JSON of `parts`, in order."""
+    """Return 12 hex digits of SHA-256 over the JSON of `parts`, in order.
+
+    Tuples and lists are one, floats enter with all their digits, and what JSON does not have as its
+    text. 48 bits tell apart the names of one node (among a million, a clash has a chance of one in
+    500); they are no seal against tampering.
+    """
     text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,9 @@
-"""Files that are whole or absent, also after a power cut: temporary name, sync, rename, sync."""
+"""Files that are whole or absent, also after a power cut: temporary name, sync, rename, sync.
+
+A stage that finds a file may trust it, and C-STORE is answered with success only once the instance
+would survive. It relies on rename being atomic within one file system (POSIX), so the temporary
+file lies beside its target.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,13 @@ PARTIAL_SUFFIX = ".part"
 def write(target: Path, *chunks: bytes) -> None:
     """Write `chunks` one after the other as `target`, readable by the node's user alone.
 
-    The folder must exist. Raises OSError (no space, no right); nothing is left behind then.
+    The folder must exist. Several chunks save the copy that joining a large one to a small one
+    would take.
+
+    Raises
+    ------
+    OSError
+        No space, no right: nothing is left behind, and an old `target` stays as it was.
     """
     with replacing(target) as partial:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -28,12 +39,15 @@ def write(target: Path, *chunks: bytes) -> None:
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a path beside `target`; the file that the block writes there takes its place.
 
-    Two writers of one target each have a path of their own, and the last to end wins. An exception
-    of the block leaves the old content of `target` as it was.
+    For libraries that write to a path of their own accord. Two writers of one target each have a
+    path of their own, and the last to end wins. An exception of the block leaves the old content of
+    `target` as it was.
     """
+    # random: a process number may come again, and a killed writer left its file behind
     partial = target.with_name(f"{target.name}.{uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         yield partial
+        # through a descriptor of our own: the library's is closed, and its mode is the umask's
         descriptor = os.open(partial, os.O_RDONLY)
         try:
             os.fchmod(descriptor, 0o600)
@@ -41,7 +55,7 @@ def replacing(target: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
         partial.replace(target)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: a half file must not outlive a stop
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
@@ -58,7 +72,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents for the node's user alone, so that they survive a power cut."""
+    """Make `folder` and its parents for the node's user alone, so that they survive a power cut.
+
+    Raises OSError where one cannot be made, or where a file has its name.
+    """
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -67,7 +84,10 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep(root: Path) -> int:
-    """Remove what killed processes left half written below `root`; returns how many files."""
+    """Remove what killed processes left half written below `root`; returns how many files.
+
+    Only while nobody writes there: a partial file does not show whether its writer is alive.
+    """
     stale = list(root.rglob(f"*{PARTIAL_SUFFIX}"))
     for path in stale:
         path.unlink(missing_ok=True)

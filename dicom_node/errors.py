@@ -1,5 +1,9 @@
 """The exception tree. The class docstring is the default message; identifiers are attributes.
 
+Foreign exceptions become one of these at the module that owns the library, and these become answers
+at four places alone: the C-STORE handler, the worker, the supervisor, the web error page. Messages
+reach the log, the ledger and the sender: they name UIDs and attributes, never a patient.
+
 ::
 
     NodeError                          HALT
@@ -28,14 +32,18 @@ from enum import Enum, IntEnum
 class Disposition(Enum):
     """What the worker does with a job that raised."""
 
+    #: the moment is at fault: again later, until the attempts are used up
     RETRY = "retry"
+    #: nothing is at fault: again when the reference batch has grown
     WAIT = "wait"
+    #: the data is at fault: recorded with its reason, not tried again by itself
     REJECT = "reject"
+    #: we are at fault: set aside until somebody has looked
     HALT = "halt"
 
 
 class StoreStatus(IntEnum):
-    """C-STORE response statuses (PS3.4 B.2.3, PS3.7 C.4)."""
+    """C-STORE response statuses (PS3.4 Table B.2-1; 0122 is PS3.7's, 9.1.1.1.9)."""
 
     SUCCESS = 0x0000
     SOP_CLASS_NOT_SUPPORTED = 0x0122
@@ -47,9 +55,11 @@ class StoreStatus(IntEnum):
 class NodeError(Exception):
     """The node failed."""
 
+    #: of the class; what is not ours, and what no subclass says otherwise, halts
     disposition = Disposition.HALT
 
     def __init__(self, message: str | None = None, **attributes: object) -> None:
+        # the first line alone: what follows is for whoever reads the code
         super().__init__(message or (self.__class__.__doc__ or "").strip().splitlines()[0])
         for name, value in attributes.items():
             setattr(self, name, value)

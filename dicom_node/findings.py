@@ -1,4 +1,10 @@
-"""Anomaly map -> findings: connected regions above the threshold, measured in millimetres."""
+"""Anomaly map -> findings: connected regions above the threshold, measured in millimetres.
+
+It runs on the source grid, after the map has come back from the canonical one, so that volumes and
+places are those of the patient. It knows nothing of DICOM: `objects` turns ranks into segments.
+
+``tests/oracle/components.py`` is its slow twin, a flood fill by hand.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +18,21 @@ from scipy import ndimage
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One region of the anomaly map, measured."""
+    """One region of the anomaly map, measured.
 
-    #: 1 is the highest
+    It says where the score is high and by how much, not what is there.
+    """
+
+    #: 1 is the highest; also the label of its voxels and the number of its segment
     rank: int
+    #: of all its voxels, each counted as a whole
     volume_ml: float
     #: score at the region's peak and its mean, in calibrated units
     max_score: float
     mean_score: float
-    #: (x, y, z), LPS, millimetres
+    #: (x, y, z), LPS, millimetres; not weighted by score, and perhaps outside a hollow region
     centroid_mm: tuple[float, float, float]
+    #: centre of the voxel with the highest score, the first in memory among equals
     peak_mm: tuple[float, float, float]
     #: largest extent along a patient axis
     diameter_mm: float
@@ -29,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """What a result object says about the score it shows."""
+    """What a result object says about the score it shows; all that it knows of the scoring."""
 
     protocol: str
     subject_score: float
@@ -54,7 +65,7 @@ MAX_FINDINGS = 255
 
 @dataclass(frozen=True, slots=True)
 class _Regions:
-    """The 26-connected regions of one map."""
+    """The 26-connected regions of one map, numbered from 1."""
 
     #: (depth, height, width) int32, 0 outside
     labels: NDArray[np.int32]
@@ -73,12 +84,29 @@ def locate(
 ) -> tuple[tuple[Finding, ...], LabelMap]:
     """(depth, height, width) map, (4, 4) index -> LPS mm -> findings and their label map.
 
-    A finding is a 26-connected region of ``anomaly_map >= threshold``, ``min_volume_ml`` or more.
-    Rank 1 has the highest score; equal scores are ranked by volume, then by position. The label map
-    is uint8 on the same grid and holds the rank, 0 outside.
+    Parameters
+    ----------
+    anomaly_map
+        Higher is more anomalous; in the units of `threshold`.
+    affine
+        Index (depth, height, width) of a voxel's centre -> (x, y, z).
+    threshold
+        A finding is a 26-connected region of ``anomaly_map >= threshold``.
+    min_volume_ml
+        Smaller regions are no finding; one of exactly this volume is.
+    max_findings
+        The highest are kept, 0 to 255.
 
-    Raises ValueError if the map, the affine or the threshold is not finite or of the wrong shape,
-    or if ``max_findings`` does not fit the label map.
+    Returns
+    -------
+    Findings by rank: the highest score first, equal scores by volume, then by position; and
+    (depth, height, width) uint8 ranks on the same grid, 0 where there is no finding.
+
+    Raises
+    ------
+    ValueError
+        Map, affine or threshold is not finite or of the wrong shape, or `max_findings` does not fit
+        the label map.
     """
     _check_arguments(anomaly_map, affine, threshold, max_findings)
     labels: LabelMap = np.zeros(anomaly_map.shape, dtype=np.uint8)
@@ -102,6 +130,7 @@ def _check_arguments(
     threshold: float,
     max_findings: int,
 ) -> None:
+    """Raise ValueError for what would make a finding without a place or a size."""
     if anomaly_map.ndim != 3:
         raise ValueError(f"the anomaly map has {anomaly_map.ndim} axes, not 3")
     if not np.isfinite(anomaly_map).all():
@@ -116,6 +145,7 @@ def _check_arguments(
 
 def _regions(anomaly_map: NDArray[np.float32], threshold: float) -> _Regions | None:
     """Label the regions; None when no voxel reaches the threshold."""
+    # by the corners too: a thin lesion that runs obliquely through the grid is one
     touching = np.ones((3, 3, 3), dtype=bool)  # 26-connected: faces, edges and corners
     labels = np.empty(anomaly_map.shape, dtype=np.int32)
     n_regions = int(ndimage.label(anomaly_map >= threshold, structure=touching, output=labels))

@@ -1,4 +1,8 @@
-"""Where the node keeps what, under its data folder."""
+"""Where the node keeps what, under its data folder.
+
+Everything there is patient data or made from it: the folders are for the node's user alone. The
+folder of downloaded weights is another one, for it may be copied from machine to machine.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from dicom_node.errors import ConfigError
 class Folders:
     """The folders of one node."""
 
+    #: absolute; ``node.data_dir``
     root: Path
 
     @property
@@ -31,7 +36,14 @@ class Folders:
         return self.root / "results"
 
     def create(self) -> None:
-        """Make the folders, for the node's user alone; raises ConfigError that names one."""
+        """Make the folders that are not there, for the node's user alone.
+
+        Raises
+        ------
+        ConfigError
+            One cannot be made; the message names it and the key of the configuration.
+        """
+        # the rights of a folder that was there before are its owner's to choose
         for folder in (self.root, self.inbox, self.results):
             try:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,5 +55,8 @@ class Folders:
 
 
 def cache_folder() -> Path:
-    """Return where downloaded weights lie: DICOM_NODE_CACHE, else ~/.cache/dicom_node."""
+    """Return where downloaded files lie: DICOM_NODE_CACHE, else ~/.cache/dicom_node.
+
+    Outside the data folder, for there are no patients in it: several nodes may share it.
+    """
     return Path(os.environ.get("DICOM_NODE_CACHE") or Path.home() / ".cache" / "dicom_node")

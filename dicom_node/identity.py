@@ -1,4 +1,8 @@
-"""Who made it: the names and UIDs by which this program is known on the wire and in its files."""
+"""Who made it: the names and UIDs by which this program is known on the wire and in its files.
+
+They must not change from release to release: by derived UIDs a PACS tells a repeated object from a
+new one.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,16 @@ RESEARCH_ONLY = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 
 
 def derived_uid(*parts: str) -> str:
-    r"""Return a UUID-derived UID (PS3.5 B.2), the same for the same parts.
+    """Return a UUID-derived UID, the same for the same parts.
 
-    The parts are joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ.
+    Parameters
+    ----------
+    parts
+        Joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ; they hold none.
+
+    Returns
+    -------
+    "2.25." and a version 5 UUID as a decimal number, at most 44 characters (PS3.5 B.2).
     """
     return f"2.25.{uuid5(NAMESPACE_OID, chr(0x1F).join(parts)).int}"
 
@@ -23,5 +34,5 @@ def derived_uid(*parts: str) -> str:
 #: names this implementation in association negotiation (PS3.7 D.3.3.2) and in files (PS3.10 7.1)
 IMPLEMENTATION_CLASS_UID = derived_uid(MANUFACTURER, "implementation class")
 IMPLEMENTATION_VERSION_NAME = f"DICOMNODE_{__version__}"[:16]
-#: the same for every node: it tells the receiver not to score what a node made
+#: the same for every node: whoever receives an object can know that a node made it
 INSTANCE_CREATOR_UID = derived_uid(MANUFACTURER, "instance creator")

@@ -1,4 +1,12 @@
-"""Which protocol, hence which reference batch, claims a series: rules on DICOM attributes."""
+"""Which protocol, hence which reference batch, claims a series: rules on DICOM attributes.
+
+A score compares a study with its like, so that the wrong protocol makes a wrong score without any
+other sign of it. The rules are the site's (``[protocol.match]``); an attribute that the rule asks
+for and the series lacks is a mismatch, never a match by default.
+
+It reads one header, which `volume` has found to agree with the others, and no pixels. What it says
+goes into the ledger, the log and the page: values of free text stay out of it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,15 @@ _PLANES = ("sagittal", "coronal", "axial")
 
 
 def orientation(ds: Dataset) -> str | None:
-    """Return the patient plane nearest to the slices (PS3.3 C.7.6.2.1.1), None without geometry."""
+    """Return the patient plane nearest to the slices, None without geometry.
+
+    An oblique stack counts as the plane that it was tilted from; of an enhanced image the first
+    frame speaks for all.
+
+    References
+    ----------
+    PS3.3 C.7.6.2.1.1: the six values are the directions, in LPS, of a row and of a column.
+    """
     values = ds.get("ImageOrientationPatient") or _shared_orientation(ds)
     if not values or len(values) != 6:
         return None
@@ -26,6 +42,7 @@ def orientation(ds: Dataset) -> str | None:
 
 def _shared_orientation(ds: Dataset) -> Sequence[float] | None:
     """Return the orientation of an enhanced image's first frame."""
+    # the Plane Orientation macro stands in one of the two (PS3.3 C.7.6.16), as the scanner likes
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for item in (ds.get(groups) or [])[:1]:
             for plane in item.get("PlaneOrientationSequence") or []:
@@ -34,14 +51,32 @@ def _shared_orientation(ds: Dataset) -> Sequence[float] | None:
 
 
 def has_contrast(ds: Dataset) -> bool:
-    """Return whether a contrast agent is named, as text or as a code."""
+    """Return whether a contrast agent is named, as text or as a code.
+
+    An attribute that is missing or empty counts as "native": scanners leave it out when no agent
+    was given. Any text counts as an agent, "NONE" too.
+    """
     # enhanced images have the codes alone (PS3.3 C.7.6.4b), classic ones text or both (C.7.6.4)
     named = str(ds.get("ContrastBolusAgent") or "").strip()
     return bool(named or ds.get("ContrastBolusAgentSequence"))
 
 
 def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
-    """Return why `match` does not claim the series of `ds`; empty when it does."""
+    """Return why `match` does not claim the series of `ds`; empty when it does.
+
+    Parameters
+    ----------
+    match
+        The rule; a field that is not given matches anything.
+    ds
+        Header of any instance of the series; all have been found to agree.
+    slice_spacing_mm
+        Distance of neighbouring slices, as measured from their positions.
+
+    Returns
+    -------
+    A phrase for each field that does not match, all of them: a rule is mended in one step.
+    """
     checks = (
         ("modality", match.modality, ds.get("Modality")),
         ("body_part", _upper(match.body_part), _upper(ds.get("BodyPartExamined"))),
@@ -53,6 +88,7 @@ def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
         for name, wanted, found in checks
         if wanted is not None and wanted != found
     ]
+    # what stands in the description is not repeated: sites write names into it
     description = str(ds.get("SeriesDescription") or "")
     pattern = match.series_description
     if pattern is not None and not re.search(pattern, description, re.IGNORECASE):
@@ -66,7 +102,8 @@ def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
 
 
 def _sequence_faults(match: Match, ds: Dataset) -> list[str]:
-    """Compare Scanning Sequence (PS3.3 C.8.3.1, one or more values)."""
+    """Compare Scanning Sequence (PS3.3 C.8.3.1, one or more values of SE, IR, GR, EP, RM)."""
+    # the library hands out one value as a string, several as a list, none as None
     value = ds.get("ScanningSequence") or ()
     found = set(value) if isinstance(value, MultiValue) else {str(value)} if value else set()
     missing = set(match.scanning_sequence) - found
@@ -74,14 +111,19 @@ def _sequence_faults(match: Match, ds: Dataset) -> list[str]:
 
 
 def _upper(value: object) -> str | None:
+    """Return a code string as it compares: senders pad it and vary its case."""
     return str(value).strip().upper() if value else None
 
 
 def match(protocols: Sequence[Protocol], ds: Dataset, slice_spacing_mm: float) -> Protocol:
     """Return the first protocol whose rule claims the series.
 
-    Raises NoMatchingProtocol that says, per protocol, what did not match. The description itself is
-    not repeated: sites write names into it.
+    The order is the file's: a narrow rule has to stand before a wide one.
+
+    Raises
+    ------
+    NoMatchingProtocol
+        Its message says, per protocol, what did not match.
     """
     reasons = []
     for candidate in protocols:

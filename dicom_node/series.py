@@ -1,4 +1,8 @@
-"""Instances and the series they make up."""
+"""Instances and the series they make up, as they pass from the wire to the ledger to the line.
+
+Plain records without behaviour: what an instance must be is the inbox's to check, when a series is
+complete is the ledger's to say, whether it is a volume is `volume`'s.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInstance:
-    """One C-STORE request as it came off the wire."""
+    """One C-STORE request as it came off the wire, nothing of it checked yet.
+
+    References
+    ----------
+    PS3.7 9.1.1.1: the parameters of the C-STORE service.
+    """
 
     #: ledger number of the association that carried it
     association_id: int
@@ -24,7 +33,11 @@ class ReceivedInstance:
 
 @dataclass(frozen=True, slots=True)
 class FiledInstance:
-    """One instance in the inbox: the durable file and the identifiers the ledger keeps."""
+    """One instance in the inbox: the durable file and the identifiers the ledger keeps.
+
+    The file is synced before the record is made. SOP Class and SOP Instance UID stood alike in the
+    request and in the data set; the other UIDs are the data set's word alone.
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -42,7 +55,11 @@ class FiledInstance:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What the ledger knows of one series."""
+    """What the ledger knows of one series.
+
+    A snapshot: late instances may reopen the series while a stage works on it, which shows in the
+    revision.
+    """
 
     series_instance_uid: str
     study_instance_uid: str
@@ -54,5 +71,5 @@ class Series:
     n_instances: int
     first_received: datetime
     last_received: datetime
-    #: absolute paths, one per SOP Instance UID
+    #: absolute paths, one per SOP Instance UID and in its order, which is no spatial order
     files: tuple[Path, ...] = field(default=())

