@@ -231,13 +231,10 @@ class ReferenceBatch:
         """Return members, oldest first, one per patient, without the subject and its patient."""
         with self._database.read() as db:
             found = reference_table.members(db, self._protocol.name, self._fingerprint, states)
-        newest = {entry.patient_key: entry.subject for entry in found}
         return [
             entry.subject
-            for entry in found
-            if newest[entry.patient_key] == entry.subject
-            and entry.patient_key != patient_key
-            and entry.subject != subject
+            for entry in _newest_per_patient(found)
+            if entry.patient_key != patient_key and entry.subject != subject
         ]
 
     def ready(self) -> bool:
@@ -252,22 +249,46 @@ class ReferenceBatch:
         serving as a candidate until enough others are admitted, or a small site would never get
         its first batch.
         """
-        limit = f"percentile {percentile:.0f}, limit {ADMISSION_PERCENTILE:.0f}"
         where = (self._protocol.name, self._fingerprint)
         with self._database.begin() as db:
+            left = reference_table.members(db, *where, (EVICTED,))
+            if any(entry.subject == subject for entry in left):
+                # while it was scored a newer revision of its series came: that one counts
+                return "not admitted: it has left the batch"
             admitted = reference_table.members(db, *where, (ADMITTED,))
-            if percentile <= ADMISSION_PERCENTILE:
-                state, reason = ADMITTED, f"admitted: {limit}"
-            elif len(admitted) < self._protocol.min_reference:
-                state, reason = (
-                    CANDIDATE,
-                    f"not admitted ({limit}); serves while the batch is founded",
-                )
-            else:
-                state, reason = EXCLUDED, f"kept out: {limit}"
+            state, reason = self._judged(percentile, len(admitted))
             reference_table.set_state(db, *where, subject, state, reason)
-            full = reference_table.members(db, *where, (ADMITTED,))
-            for oldest in full[: max(0, len(full) - self._protocol.max_reference)]:
-                left = "the batch is full: the oldest leaves"
-                reference_table.set_state(db, *where, oldest.subject, EVICTED, left)
+            admitted = reference_table.members(db, *where, (ADMITTED,))
+            for leaving, why in _leaving(admitted, self._protocol.max_reference):
+                reference_table.set_state(db, *where, leaving, EVICTED, why)
         return reason
+
+    def _judged(self, percentile: float, n_admitted: int) -> tuple[str, str]:
+        """Return the state that a percentile earns, and why."""
+        limit = f"percentile {percentile:.0f}, limit {ADMISSION_PERCENTILE:.0f}"
+        if percentile <= ADMISSION_PERCENTILE:
+            return ADMITTED, f"admitted: {limit}"
+        if n_admitted < self._protocol.min_reference:
+            return CANDIDATE, f"not admitted ({limit}); serves while the batch is founded"
+        return EXCLUDED, f"kept out: {limit}"
+
+
+def _leaving(admitted: Sequence[Member], longest: int) -> list[tuple[str, str]]:
+    """Return which of the admitted leave, oldest first, and why.
+
+    Only the newest study of a patient serves. The others would take the places of other patients:
+    a ward that scans one patient daily would empty the batch.
+    """
+    serving = _newest_per_patient(admitted)
+    older = [entry for entry in admitted if entry not in serving]
+    oldest = serving[: max(0, len(serving) - longest)]
+    return [
+        *((entry.subject, "a newer study of the patient is in the batch") for entry in older),
+        *((entry.subject, "the batch is full: the oldest leaves") for entry in oldest),
+    ]
+
+
+def _newest_per_patient(found: Sequence[Member]) -> list[Member]:
+    """Keep of each patient the last entry; the order stays."""
+    newest = {entry.patient_key: entry.subject for entry in found}
+    return [entry for entry in found if newest[entry.patient_key] == entry.subject]

@@ -24,7 +24,8 @@ def smoothed(grid: Tensor) -> Tensor:
     """(D, H, W) -> (D, H, W): mean over each place and its 26 neighbours, NaN left out."""
     known = grid.isfinite()
     both = torch.stack([torch.where(known, grid, torch.zeros_like(grid)), known.float()])[None]
-    total = nnf.avg_pool3d(both, 3, 1, 1, divisor_override=1)[0]
+    # padded first: the pooling refuses a side that is shorter than its window
+    total = nnf.avg_pool3d(nnf.pad(both, (1,) * 6), 3, 1, divisor_override=1)[0]
     return torch.where(total[1] > 0, total[0] / total[1], torch.full_like(grid, torch.nan))
 
 
