@@ -161,7 +161,7 @@ class Match(Section):
 class Protocol(Section):
     """``[[protocol]]``: a class of acquisitions that shares a reference batch."""
 
-    #: part of file names, of batch versions and of results
+    #: part of batch versions and of results
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
     #: "shadow" scores and records, and sends nothing: results are seen only where somebody chose so
     mode: Literal["live", "shadow"] = "shadow"

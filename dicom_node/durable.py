@@ -72,10 +72,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents for the node's user alone, so that they survive a power cut.
-
-    Raises OSError where one cannot be made, or where a file has its name.
-    """
+    """Make `folder` and its parents for the node's user alone, so that they survive a power cut."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -84,10 +81,8 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep(root: Path) -> int:
-    """Remove what killed processes left half written below `root`; returns how many files.
-
-    Only while nobody writes there: a partial file does not show whether its writer is alive.
-    """
+    """Remove what killed processes left half written below `root`; returns how many files."""
+    # for a moment when nobody writes there: a partial file does not show whether its writer lives
     stale = list(root.rglob(f"*{PARTIAL_SUFFIX}"))
     for path in stale:
         path.unlink(missing_ok=True)

@@ -1,8 +1,7 @@
 """The exception tree. The class docstring is the default message; identifiers are attributes.
 
-Foreign exceptions become one of these at the module that owns the library, and these become answers
-at four places alone: the C-STORE handler, the worker, the supervisor, the web error page. Messages
-reach the log, the ledger and the sender: they name UIDs and attributes, never a patient.
+Foreign exceptions become one of these at the module that owns the library. Messages reach the log,
+the ledger and the sender: they name UIDs and attributes, never a patient.
 
 ::
 

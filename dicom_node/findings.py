@@ -1,9 +1,7 @@
 """Anomaly map -> findings: connected regions above the threshold, measured in millimetres.
 
-It runs on the source grid, after the map has come back from the canonical one, so that volumes and
-places are those of the patient. It knows nothing of DICOM: `objects` turns ranks into segments.
-
-``tests/oracle/components.py`` is its slow twin, a flood fill by hand.
+It runs on the source grid, so that volumes and places are those of the patient, and knows nothing
+of DICOM: `objects` turns ranks into segments. Its slow twin is ``tests/oracle/components.py``.
 """
 
 from __future__ import annotations
@@ -18,10 +16,7 @@ from scipy import ndimage
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One region of the anomaly map, measured.
-
-    It says where the score is high and by how much, not what is there.
-    """
+    """One region of the anomaly map, measured: where the score is high, not what is there."""
 
     #: 1 is the highest; also the label of its voxels and the number of its segment
     rank: int

@@ -1,7 +1,6 @@
 """Where the node keeps what, under its data folder.
 
-Everything there is patient data or made from it: the folders are for the node's user alone. The
-folder of downloaded weights is another one, for it may be copied from machine to machine.
+Everything there is patient data or made from it: the folders are for the node's user alone.
 """
 
 from __future__ import annotations
@@ -36,13 +35,7 @@ class Folders:
         return self.root / "results"
 
     def create(self) -> None:
-        """Make the folders that are not there, for the node's user alone.
-
-        Raises
-        ------
-        ConfigError
-            One cannot be made; the message names it and the key of the configuration.
-        """
+        """Make the folders, for the node's user alone; raises ConfigError that names one."""
         # the rights of a folder that was there before are its owner's to choose
         for folder in (self.root, self.inbox, self.results):
             try:
@@ -57,6 +50,6 @@ class Folders:
 def cache_folder() -> Path:
     """Return where downloaded files lie: DICOM_NODE_CACHE, else ~/.cache/dicom_node.
 
-    Outside the data folder, for there are no patients in it: several nodes may share it.
+    Outside the data folder, for no patient is in it: nodes may share it, and machines copy it.
     """
     return Path(os.environ.get("DICOM_NODE_CACHE") or Path.home() / ".cache" / "dicom_node")

@@ -17,16 +17,9 @@ RESEARCH_ONLY = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 
 
 def derived_uid(*parts: str) -> str:
-    """Return a UUID-derived UID, the same for the same parts.
+    """Return a UUID-derived UID (PS3.5 B.2), the same for the same parts, in 44 characters or less.
 
-    Parameters
-    ----------
-    parts
-        Joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ; they hold none.
-
-    Returns
-    -------
-    "2.25." and a version 5 UUID as a decimal number, at most 44 characters (PS3.5 B.2).
+    The parts are joined by the unit separator, so that ("ab", "c") and ("a", "bc") differ.
     """
     return f"2.25.{uuid5(NAMESPACE_OID, chr(0x1F).join(parts)).int}"
 

@@ -1,7 +1,6 @@
 """Structured events: a JSON object per line on standard error; UIDs, never patient data.
 
-Standard error and no file of its own: what runs the node keeps the events (systemd, a container
-engine), with its own rotation and rights.
+No file of its own: what runs the node (systemd, a container engine) keeps and rotates the events.
 """
 
 from __future__ import annotations
@@ -35,15 +34,9 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure(part: str, level: str) -> None:
-    """Send the events of this process to standard error, in place of what was set up before.
+    """Send the events of this process, which is `part` of the node, to standard error.
 
-    Parameters
-    ----------
-    part
-        Of the node, such as "receiver": it stands in every event.
-    level
-        Of our own events. Libraries speak from WARNING on: at INFO pynetdicom and highdicom tell of
-        every association and every object.
+    The level is that of our own events; libraries speak from WARNING on.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(part))

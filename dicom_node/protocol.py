@@ -4,8 +4,8 @@ A score compares a study with its like, so that the wrong protocol makes a wrong
 other sign of it. The rules are the site's (``[protocol.match]``); an attribute that the rule asks
 for and the series lacks is a mismatch, never a match by default.
 
-It reads one header, which `volume` has found to agree with the others, and no pixels. What it says
-goes into the ledger, the log and the page: values of free text stay out of it.
+It reads one header, which `volume` has found to agree with the others. What it says goes into the
+ledger, the log and the page: values of free text stay out of it.
 """
 
 from __future__ import annotations
@@ -64,18 +64,8 @@ def has_contrast(ds: Dataset) -> bool:
 def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
     """Return why `match` does not claim the series of `ds`; empty when it does.
 
-    Parameters
-    ----------
-    match
-        The rule; a field that is not given matches anything.
-    ds
-        Header of any instance of the series; all have been found to agree.
-    slice_spacing_mm
-        Distance of neighbouring slices, as measured from their positions.
-
-    Returns
-    -------
-    A phrase for each field that does not match, all of them: a rule is mended in one step.
+    A phrase for each field that does not match, all of them: a rule is mended in one step. The
+    spacing is that of the slice positions, which no header says reliably.
     """
     checks = (
         ("modality", match.modality, ds.get("Modality")),

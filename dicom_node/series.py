@@ -13,12 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInstance:
-    """One C-STORE request as it came off the wire, nothing of it checked yet.
-
-    References
-    ----------
-    PS3.7 9.1.1.1: the parameters of the C-STORE service.
-    """
+    """One C-STORE request (PS3.7 9.1.1.1) as it came off the wire, nothing of it checked yet."""
 
     #: ledger number of the association that carried it
     association_id: int
@@ -55,11 +50,7 @@ class FiledInstance:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What the ledger knows of one series.
-
-    A snapshot: late instances may reopen the series while a stage works on it, which shows in the
-    revision.
-    """
+    """What the ledger knows of one series, at one moment: late instances may reopen it any time."""
 
     series_instance_uid: str
     study_instance_uid: str

@@ -107,12 +107,10 @@ def build(files: Sequence[Path]) -> Volume:
         parallel, tilted, or otherwise no regular stack.
     UnsupportedPixels
         The pixels do not decode, or are not finite once rescaled.
-    OSError
-        A file cannot be read: our own fault, and not the sender's.
 
     Notes
     -----
-    Memory peaks at six times the 16-bit pixels: as encoded, as decoded, and twice as float32.
+    Memory peaks at six times the 16-bit pixels: encoded, decoded, and twice as float32.
     """
     datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
     try:
@@ -163,27 +161,20 @@ def _check_frame_of_reference(ds: Dataset) -> None:
 
 
 def _from_slices(datasets: list[Dataset]) -> Volume:
-    """Stack classic single-frame instances.
-
-    highdicom wants Image Orientation (Patient) and Pixel Spacing to be equal in all slices, and
-    each distance within 1 % of their mean.
-    """
+    """Stack classic single-frame instances."""
     _check_size(len(datasets))
     for ds in datasets:
         _check_frame_of_reference(ds)
     planes = [_plane({keyword: ds.get(keyword) for keyword in _PLANE}, ds) for ds in datasets]
     _check_stack(planes)
+    # wants equal orientation and pixel spacing, and each distance within 1 % of their mean
     geometry = hd.get_volume_from_series(datasets, dtype=np.float32, **_STORED_TO_MEASURED)
     places = _places(planes, geometry)
     return _volume(geometry, [datasets[places.index(index)] for index in range(len(datasets))])
 
 
 def _from_enhanced(datasets: list[Dataset]) -> Volume:
-    """Read one enhanced multi-frame image.
-
-    highdicom orients the volume by the slice normal and forgets how the frames were stored, which
-    is against the normal in the files of most scanners.
-    """
+    """Read one enhanced multi-frame image."""
     if len(datasets) != 1:
         raise InconsistentSeries(
             f"the series has {len(datasets)} multi-frame images, not one volume"
@@ -195,7 +186,8 @@ def _from_enhanced(datasets: list[Dataset]) -> Volume:
     _check_stack(planes)
     geometry = hd.Image.from_dataset(ds).get_volume(dtype=np.float32, **_STORED_TO_MEASURED)
     places = _places(planes, geometry)
-    # results name a source frame by its number: axis 0 has to run as the frames are stored
+    # highdicom orders the frames along the slice normal; many scanners store them the other way,
+    # and results name a source frame by its number: axis 0 has to run as the frames are stored
     if places == list(range(len(places)))[::-1]:
         geometry = geometry.flip_spatial(0)
     elif places != list(range(len(places))):
@@ -241,8 +233,8 @@ def _frame_plane(ds: Dataset, frame: Dataset) -> _Plane:
 def _check_stack(planes: Sequence[_Plane]) -> None:
     """Name what keeps the planes from being one regular stack; highdicom only says that it is none.
 
-    Only gross faults are looked for here; highdicom then applies its own, narrower tolerance, save
-    for the tilt: it takes up to 2.5 degrees for none, which over a head puts a finding 6 mm away.
+    Gross faults alone: highdicom then applies its own, narrower tolerance. Not so for the tilt, of
+    which it takes 2.5 degrees for none: 6 mm over the height of a head.
     """
     axes = np.stack([plane.axes for plane in planes])  # (n, 2, 3)
     if np.ptp(axes, axis=0).max() > 0.01:

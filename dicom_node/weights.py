@@ -71,10 +71,7 @@ def locate(encoder: Encoder, cache: Path) -> Weights:
 
 
 def _card_of_timm(name: str, file_name: str) -> WeightsCard:
-    """Make the card of weights that have none from timm's own settings of the model.
-
-    Its mean, standard deviation and patch size are right for weights that were trained as timm's.
-    """
+    """Make the card of weights that have none from timm's settings: right if trained as timm's."""
     try:
         known = architecture(name)
     except ValueError as error:
@@ -94,10 +91,8 @@ def _card_of_timm(name: str, file_name: str) -> WeightsCard:
 
 
 def _from_hub(encoder: Encoder) -> Weights:
-    """Let timm fetch its own weights; raises WeightsMissing where there is no internet.
-
-    The hub names no digest, so that weights which change there are not noticed.
-    """
+    """Let timm fetch its own weights; raises WeightsMissing where there is no internet."""
+    # the hub names no digest: weights that change there are not noticed
     card = _card_of_timm(encoder.model, f"timm hub {encoder.model}")
     try:
         state = hub_state(encoder.model)

@@ -1,4 +1,8 @@
-"""How a picture is drawn: colours, outlines, letters, bars. numpy and PIL only."""
+"""How a picture is drawn: colours, outlines, letters, bars. numpy and PIL only.
+
+Pictures are (rows, columns, 3) uint8 RGB. Nothing of the patient's identity reaches them: they are
+burned in, and no de-identification downstream would find it.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +36,19 @@ _FINDING_COLORS: tuple[Color, ...] = (
     (255, 128, 255),
     (255, 255, 255),
 )
+#: opacity of the heat map at the threshold and at the top: the anatomy shows through
 _ALPHA = (0.30, 0.75)
+#: margin of the legend, pixels
 _PAD = 8
 #: width of the dark rim of letters, pixels
 _RIM = 2
 
 
 def finding_color(rank: int) -> Color:
-    """Return the RGB colour of a finding, the same in every object."""
+    """Return the RGB colour of a finding of rank 1 or more, the same in every object.
+
+    From the sixth rank on colours repeat; the number beside the outline does not.
+    """
     return _FINDING_COLORS[(rank - 1) % len(_FINDING_COLORS)]
 
 
@@ -64,25 +73,37 @@ class Scale:
     top: float
 
     def share(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return 0 at the threshold, 1 at the top, clipped."""
+        """Return 0 at the threshold, 1 at the top, clipped; of the shape of `scores`."""
         span = max(self.top - self.threshold, 1e-9)
         return np.clip((np.asarray(scores, dtype=np.float64) - self.threshold) / span, 0.0, 1.0)
 
 
 def scale_for(threshold: float, peak: float) -> Scale:
-    """Return the scale up to the peak, but never so short that a marginal score glows."""
+    """Return the scale up to the peak, but never so short that a marginal score glows.
+
+    At least as long again as the threshold is high: the last colour means twice the threshold or
+    more, in every series.
+    """
     return Scale(threshold, max(peak, threshold + max(abs(threshold), 1e-3)))
 
 
 def grey_levels(pixels: NDArray[np.floating], window: tuple[float, float]) -> Picture:
-    """(height, width) values -> 0..255 through a linear window."""
+    """(height, width) values -> 0..255 through a linear window.
+
+    The centre of the window becomes mid-grey, as LINEAR_EXACT has it, without the half units of
+    LINEAR (PS3.3 C.11.2.1.3).
+    """
     center, width = window
     share = (np.asarray(pixels, dtype=np.float64) - center) / max(width, 1e-6) + 0.5
     return np.round(np.clip(share, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def resized(array: NDArray[np.generic], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """(height, width) -> shape, linear, area to area: pixel edges stay where they are."""
+    """(height, width) -> shape, linear, area to area: pixel edges stay where they are.
+
+    Both grids cover the same rectangle, so that the centre of the first pixel moves and its outer
+    corner does not. Where the picture is smaller, all source pixels under a target pixel count.
+    """
     image = Image.fromarray(np.ascontiguousarray(array, dtype=np.float32))
     resized = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)
@@ -97,7 +118,11 @@ def blend(
     scale: Scale,
     shape: tuple[int, int],
 ) -> Picture:
-    """(height, width) slices -> (rows, columns, 3): grey, heat map, outlines and rank numbers."""
+    """(height, width) slices -> (rows, columns, 3): grey, heat map, outlines and rank numbers.
+
+    Scores below the threshold of `scale` leave the source grey as it is, whatever the finding.
+    """
+    # windowed before it is enlarged: one bright voxel must not spread over its dark neighbours
     grey = resized(grey_levels(pixels2d, window), shape)
     scores = resized(map2d, shape)
     share = scale.share(scores)
@@ -110,7 +135,7 @@ def blend(
 
 
 def _outlined(picture: Picture, labels2d: LabelMap) -> Picture:
-    """Draw the outline and the rank of each finding in the slice."""
+    """Draw the outline and the rank of each finding in the slice; ranks last, over all outlines."""
     ranks = [int(rank) for rank in np.unique(labels2d) if rank]
     places = []
     for rank in ranks:
@@ -146,7 +171,10 @@ def _write_rank(image: Image.Image, rank: int, mask: NDArray[np.bool_]) -> None:
 def write_text(
     image: Image.Image, at: tuple[float, float], text: str, size: int, color: Color = TEXT
 ) -> None:
-    """Write with a dark rim, to be read on any ground; `at` is the upper left corner."""
+    """Write into `image`, with a dark rim, to be read on any ground.
+
+    `at` is the upper left corner as (x, y); text that leaves the image is cut off there.
+    """
     if text:
         stamp = _stamp(text, size, color)
         image.paste(stamp, (round(at[0]) - _RIM, round(at[1]) - _RIM), stamp)
@@ -174,7 +202,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def direction_letter(vector: NDArray[np.floating]) -> str:
-    """Return where an LPS direction mostly points: R, L, A, P, S or I."""
+    """Return where a (3,) LPS direction mostly points: R, L, A, P, S or I."""
     axis = int(np.abs(vector).argmax())
     return ("RL", "AP", "IS")[axis][int(vector[axis] > 0)]
 
@@ -182,7 +210,10 @@ def direction_letter(vector: NDArray[np.floating]) -> str:
 def edge_letters(
     down: NDArray[np.floating], right: NDArray[np.floating]
 ) -> tuple[str, str, str, str]:
-    """Return the letters at (left, right, top, bottom) of a picture from its LPS directions."""
+    """Return the letters at (left, right, top, bottom) of a picture.
+
+    `down` and `right` are (3,) LPS directions in which its rows and its columns follow each other.
+    """
     return (
         direction_letter(-right),
         direction_letter(right),
@@ -192,7 +223,7 @@ def edge_letters(
 
 
 def write_letters(picture: Picture, letters: tuple[str, str, str, str]) -> Picture:
-    """Write the orientation letters at the middles of the edges."""
+    """Write the orientation letters at the middles of the edges; the picture given is kept."""
     image = Image.fromarray(picture)
     width, height, size = image.width, image.height, 16
     places = (
@@ -207,7 +238,16 @@ def write_letters(picture: Picture, letters: tuple[str, str, str, str]) -> Pictu
 
 
 def legend_strip(width: int, lines: Sequence[str], scale: Scale, pixel_mm: float) -> Picture:
-    """Return (rows, width, 3): colour bar, scale bar, the lines, the warning."""
+    """Return (rows, width, 3): colour bar, scale bar, the lines, the warning.
+
+    Parameters
+    ----------
+    lines
+        Wrapped where they are wider: nothing is cut off, and the strip grows.
+    pixel_mm
+        Size of a pixel of the picture above, for the scale bar.
+    """
+    # the warning is not an option: no picture leaves the node without it
     wrapped = [part for line in lines for part in wrap(line, width - 2 * _PAD, 13)]
     warning = wrap(RESEARCH_ONLY, width - 2 * _PAD, 15)
     height = 48 + 18 * len(wrapped) + 21 * len(warning) + _PAD
@@ -225,7 +265,10 @@ def legend_strip(width: int, lines: Sequence[str], scale: Scale, pixel_mm: float
 
 
 def wrap(line: str, width: int, size: int) -> list[str]:
-    """Break a line at spaces, and inside a word that is too long, so that it fits the width."""
+    """Break a line at spaces, and inside a word that is too long, so that it fits the width.
+
+    Batch versions and encoder names have no spaces. No character but a space at a break is lost.
+    """
     font = _font(size)
     done, current = [], ""
     for word in line.split(" "):
@@ -237,6 +280,7 @@ def wrap(line: str, width: int, size: int) -> list[str]:
             done.append(current.rstrip())
         current = word
         while font.getlength(current) > width and len(current) > 1:
+            # an estimate from the mean width of a character, one less to be safe, at least one
             n_fit = max(1, int(len(current) * width / font.getlength(current)) - 1)
             done.append(current[:n_fit])
             current = current[n_fit:]
@@ -256,7 +300,7 @@ def _color_bar(image: Image.Image, at: tuple[int, int], width: int, scale: Scale
 
 
 def _scale_bar(image: Image.Image, width: int, pixel_mm: float) -> None:
-    """Draw a round length of at most two fifths of the width, at the right."""
+    """Draw a round length of at most two fifths of the width, at the right; 1 mm at the least."""
     room = 0.4 * width * pixel_mm
     length = next((mm for mm in (100, 50, 20, 10, 5, 2) if mm <= room), 1)
     n_pixels = length / pixel_mm

@@ -1,4 +1,12 @@
-"""Pictures: the anomaly map as a heat map over the source image. numpy and PIL only."""
+"""Pictures: the anomaly map as a heat map over the source image. numpy and PIL only.
+
+Two kinds: one per source slice, which keeps the slice's geometry so that a viewer can scroll both
+together, and one summary page, which shows the volume standing up however it was acquired. Patient
+right is at the left of the page, as radiologists look at it.
+
+Window and scale are chosen once per series: a slice must not look brighter than its neighbour
+because it was looked at alone.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +39,31 @@ from dicom_node.objects.drawing import (
 
 #: no picture is enlarged beyond this, however narrow it is
 _MAX_ENLARGED_PX = 1024
+#: the summary: edge of a panel, width of the notes beside three of them, rows after the first
 _PANEL_PX = 256
 _NOTES_PX = 268
 _TOP_FINDINGS = 3
 
 
 def default_window(voxels: NDArray[np.float32], modality: str) -> tuple[float, float]:
-    """Return (center, width) for a volume: by tissue for CT in HU, by percentiles otherwise."""
+    """Return (center, width) for a volume: by tissue for CT in HU, by percentiles otherwise.
+
+    The source's own window is not used: it may be one slice's, and not every MR has one that fits.
+    """
+    # a million voxels are enough for percentiles
     sample = voxels.ravel()[:: max(1, voxels.size // 1_000_000)]
     if modality == "CT":
         return _hounsfield_window(sample)
     body = sample[sample > sample.min() + 0.02 * np.ptp(sample)]
     low, high = np.percentile(body if body.size else sample, (1.0, 99.5))
+    # air stays black, also where the body fills the field of view
     low = min(float(low), float(np.percentile(sample, 1.0)))
     return (low + float(high)) / 2.0, max(float(high) - low, 1e-3)
 
 
 def _hounsfield_window(sample: NDArray[np.float32]) -> tuple[float, float]:
     """Choose between lung with soft tissue, body and brain by how much lung and fat there is."""
+    # below -950 HU is the air around the patient, up to -500 lung, from -130 to -60 fat
     body = sample[sample > -950.0]
     n_body = max(body.size, 1)
     if np.count_nonzero(body < -500.0) / n_body > 0.10:
@@ -61,7 +76,11 @@ def _hounsfield_window(sample: NDArray[np.float32]) -> tuple[float, float]:
 def picture_shape(
     shape: tuple[int, int], spacing_mm: tuple[float, float], min_size_px: int = 384
 ) -> tuple[int, int]:
-    """Return the (rows, columns) of the enlarged picture area: square pixels, nothing shrunk."""
+    """Return the (rows, columns) of the enlarged picture area: square pixels, nothing shrunk.
+
+    The shorter edge of a small slice becomes `min_size_px`, unless the longer one would pass 1024.
+    Rows and columns are whole: pixels are square to within one part in the shorter edge.
+    """
     finest = min(spacing_mm)
     height, width = (n * edge / finest for n, edge in zip(shape, spacing_mm, strict=True))
     factor = max(1.0, min(min_size_px / min(height, width), _MAX_ENLARGED_PX / max(height, width)))
@@ -69,7 +88,7 @@ def picture_shape(
 
 
 def legend_lines(score: ScoreSummary, number: int, n_slices: int) -> list[str]:
-    """Return the legend of one slice: no identity of the patient, ever."""
+    """Return the legend of one slice, numbered from 1: no identity of the patient, ever."""
     return [
         f"anomaly score {score.subject_score:.2f}",
         f"percentile {score.percentile:.0f} of {score.n_reference} reference subjects",
@@ -96,8 +115,22 @@ def render_slice(
     """(height, width) slices -> (rows + legend, columns, 3) RGB; the legend lies below the picture.
 
     The first ``picture_shape(...)`` rows show the source area and nothing else, so that they keep
-    its geometry. ``letters`` stand left, right, above and below; ``peak`` is the score of the last
-    colour, the slice's own maximum if left out.
+    its geometry.
+
+    Parameters
+    ----------
+    window
+        Centre and width of the grey values, those of the series.
+    threshold
+        Of the findings; the heat map begins there.
+    spacing_mm
+        Between rows, between columns.
+    letters
+        Orientation at (left, right, top, bottom).
+    legend
+        Lines of text below; the warning is added.
+    peak
+        Score of the last colour, the slice's own maximum if left out.
     """
     highest = float(np.max(map2d)) if peak is None else peak
     scale = scale_for(threshold, highest)
@@ -132,7 +165,7 @@ class _Standing:
         return float((self.spacing_mm * self.voxels.shape).max())
 
     def index(self, point_mm: tuple[float, float, float]) -> tuple[int, int, int]:
-        """Return the voxel nearest to an LPS point."""
+        """Return the voxel nearest to an LPS point, the outermost one if it lies outside."""
         place = np.linalg.inv(self.affine) @ np.append(point_mm, 1.0)
         clipped = np.clip(np.round(place[:3]), 0, np.array(self.voxels.shape) - 1).astype(int)
         return int(clipped[0]), int(clipped[1]), int(clipped[2])
@@ -153,7 +186,12 @@ def _stand(
     labels: LabelMap,
     affine: NDArray[np.float64],
 ) -> _Standing:
-    """Permute and flip whole axes (views, no resampling) to the nearest standing position."""
+    """Permute and flip whole axes (views, no resampling) to the nearest standing position.
+
+    An oblique volume stays oblique: every voxel shown is a voxel that was measured.
+    """
+    # of the six permutations the one whose axes together point most along z, y and x: of each axis
+    # alone two could claim the same patient axis
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     order = max(
         permutations(range(3)),
@@ -165,6 +203,7 @@ def _stand(
     for axis, (patient, wanted) in enumerate(((2, -1), (1, 1), (0, 1))):
         if turned[patient, axis] * wanted < 0:
             flips.append(axis)
+            # the last voxel becomes the first, and the axis runs back from it
             turned[:3, 3] += turned[:3, axis] * (voxels.shape[order[axis]] - 1)
             turned[:3, axis] *= -1.0
     return _Standing(
@@ -189,6 +228,15 @@ def render_summary(
 
     Projections of the map on top, then three slices through the peak of each of the first findings.
     Columns are axial, coronal, sagittal; superior or anterior is up, patient right is left.
+
+    Parameters
+    ----------
+    affine
+        (4, 4) index -> LPS mm; axes perpendicular, in any order and direction.
+    findings
+        By rank; the first three are shown.
+    modality
+        "CT" for values in HU; anything else has an arbitrary unit.
     """
     standing = _stand(voxels, anomaly_map, labels, affine)
     style = _Style(
@@ -248,7 +296,10 @@ def _overview(findings: Sequence[Finding], score: ScoreSummary) -> list[str]:
 
 
 def _finding_lines(finding: Finding) -> list[str]:
-    """Return the notes beside the slices of a finding."""
+    """Return the notes beside the slices of a finding; the place in words, with L, P, S or R, A, I.
+
+    LPS coordinates without their letters would be read as indices or as RAS.
+    """
     places = (
         f"{abs(value):.0f} mm {'RAI'[axis] if value < 0 else 'LPS'[axis]}"
         for axis, value in enumerate(finding.peak_mm)
@@ -274,7 +325,7 @@ def _panel(
     style: _Style,
     layers: tuple[NDArray[np.float32], NDArray[np.float32], LabelMap],
 ) -> Picture:
-    """Draw one picture across an axis of the standing volume, all at one scale in mm."""
+    """Draw the (rows, columns) layers across an axis: grey values, scores, ranks; one mm scale."""
     down, right = _plane(axis)
     grey, scores, labels = layers
     spacing = standing.spacing_mm
@@ -312,6 +363,7 @@ def _projections(standing: _Standing, style: _Style) -> list[Picture]:
         dimmed = 0.6 * grey_levels(mean, ((low + high) / 2.0, max(high - low, 1e-3)))
         peak = standing.scores.max(axis=axis)
         nothing = np.zeros(peak.shape, dtype=np.uint8)
+        # grey levels already: the window leaves them as they are
         flat = _Style((127.5, 255.0), style.scale, style.pixel_mm)
         panels.append(_panel(standing, axis, flat, (dimmed.astype(np.float32), peak, nothing)))
     return panels

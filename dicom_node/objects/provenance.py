@@ -2,6 +2,9 @@
 
 Everything here is a function of the score and its source, so that the same score makes the same
 bytes: a PACS that already holds a SOP Instance UID silently keeps its old content.
+
+highdicom validates what it copies, and scanners write much that does not pass: it gets a cleaned
+header, and the finished object gets the identity of patient and study back as it came.
 """
 
 from __future__ import annotations
@@ -129,7 +132,9 @@ _IMAGE = (
     "DimensionIndexSequence",
     "DimensionOrganizationType",
 )
+#: enumerated (PS3.3 C.7.1.1); highdicom refuses anything else
 _SEXES = ("M", "F", "O", "")
+#: "+0900": hours and minutes (PS3.3 C.12.1)
 _OFFSET = re.compile(r"([+-])(\d{2})([0-5]\d)")
 
 
@@ -146,6 +151,7 @@ class Equipment:
 
 def equipment(score: ScoreSummary, node_id: str) -> Equipment:
     """Return this node as the equipment behind a score."""
+    # LO holds 64 characters
     versions = [__version__, score.fingerprint, score.batch_version]
     return Equipment(MANUFACTURER, MODEL_NAME, [text[:64] for text in versions], node_id[:64])
 
@@ -154,6 +160,7 @@ def equipment(score: ScoreSummary, node_id: str) -> Equipment:
 class Identifiers:
     """The UIDs of one kind of object made from one score of one series."""
 
+    #: what they are derived from; the last is the kind
     parts: tuple[str, ...]
 
     @property
@@ -162,16 +169,22 @@ class Identifiers:
         return derived_uid(*self.parts, "series")
 
     def instance_uid(self, index: int) -> str:
-        """Return the SOP Instance UID of the object with this index in the series."""
+        """Return the SOP Instance UID of the object with this Instance Number in the series."""
         return derived_uid(*self.parts, str(index))
 
     def tracking_uid(self, rank: int) -> str:
-        """Return the Tracking UID of a finding: the kind of object is left out on purpose."""
+        """Return the Tracking UID of a finding.
+
+        The kind of object is left out: a segment and a measurement of one finding share it.
+        """
         return derived_uid(*self.parts[:-1], "finding", str(rank))
 
 
 def identifiers(headers: Sequence[Dataset], score: ScoreSummary, kind: str) -> Identifiers:
-    """Derive the UIDs: anything that changes the content makes a new series."""
+    """Derive the UIDs: anything that changes the content makes a new series, a late instance too.
+
+    `kind` is "segmentation" or the like: each has a series of its own.
+    """
     members = "\n".join(sorted(str(ds.SOPInstanceUID) for ds in headers))
     return Identifiers(
         (
@@ -190,6 +203,10 @@ def sanitized_headers(datasets: Sequence[Dataset]) -> list[Dataset]:
 
     Missing type 2 attributes are filled, invalid values dropped, text is Unicode; pixels, private
     attributes and curves stay behind. The originals are not changed.
+
+    Returns
+    -------
+    As many headers in the same order, fit for a constructor of highdicom, not for a file.
     """
     copies = [_sanitized(ds) for ds in datasets]
     thickness = _slice_distance_mm(copies)
@@ -218,6 +235,7 @@ def _share_plane(ds: Dataset) -> None:
 
 
 def _sanitized(source: Dataset) -> Dataset:
+    """Copy one header; what is not on the lists above stays behind."""
     ds = Dataset()
     for element in _elements(source, [*_TYPE_2, *_IDENTITY, *_IMAGE]):
         if _is_valid(element):
@@ -274,7 +292,10 @@ def _check_value(vr: str, value: object) -> None:
 
 
 def _slice_distance_mm(headers: Sequence[Dataset]) -> float:
-    """Return the distance of the first two slices; 1 when there is only one."""
+    """Return the distance of the first two slices; 1 when there is only one.
+
+    In place of a missing Slice Thickness, which highdicom wants of every slice.
+    """
     if len(headers) < 2:
         return float(headers[0].get("SpacingBetweenSlices") or 1.0)
     first, second = (np.asarray(ds.ImagePositionPatient, dtype=float) for ds in headers[:2])
@@ -282,7 +303,7 @@ def _slice_distance_mm(headers: Sequence[Dataset]) -> float:
 
 
 def _zone(header: Dataset) -> timezone | None:
-    """Return the source's own time zone, if it says so."""
+    """Return the source's own time zone, if it says so and the value is one."""
     match = _OFFSET.fullmatch(str(header.get("TimezoneOffsetFromUTC") or "").strip())
     if match is None:
         return None
@@ -295,7 +316,7 @@ def _zone(header: Dataset) -> timezone | None:
 def common_arguments(
     headers: Sequence[Dataset], score: ScoreSummary, node_id: str
 ) -> dict[str, object]:
-    """Return what every highdicom constructor of ours is given: equipment, text, qualification."""
+    """Return what every highdicom constructor of ours is given; raises ObjectError."""
     if not headers:
         raise ObjectError("an object needs at least one source header")
     device = equipment(score, node_id)
@@ -310,9 +331,20 @@ def common_arguments(
 
 
 def finish(ds: Dataset, source: Dataset, score: ScoreSummary, uids: Identifiers) -> None:
-    """Give an object its source's identity and the score's time, in place of the clock's."""
+    """Give an object its source's identity and the score's time, in place of the clock's.
+
+    Parameters
+    ----------
+    ds
+        A new object of highdicom; changed in place.
+    source
+        A header as it came, not a cleaned one.
+    uids
+        Those the object was made with.
+    """
     carry_identity(ds, source)
     ds.InstanceCreatorUID = INSTANCE_CREATOR_UID
+    # in the zone of the source's other times, which Timezone Offset names for all of the data set
     _stamp(ds, score.scored_at.astimezone(_zone(source)) if _zone(source) else score.scored_at)
     _name_dimensions(ds, derived_uid(*uids.parts, "dimensions"))
     ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
@@ -320,11 +352,12 @@ def finish(ds: Dataset, source: Dataset, score: ScoreSummary, uids: Identifiers)
 
 
 def carry_identity(ds: Dataset, source: Dataset) -> None:
-    """Copy whose study it is, verbatim.
+    """Copy whose study it is from `source` to `ds`, verbatim.
 
     Text is kept even where it breaks a length: a PACS would file another Patient ID as another
     patient. Dates, times, codes and sequences are kept only where they are valid.
     """
+    # the lengths of LO, SH, PN and LT are the ones that senders break
     for element in _elements(source, [*_TYPE_2, *_IDENTITY]):
         if element.VR in ("LO", "SH", "PN", "LT") or _is_valid(element):
             ds.add(element)
@@ -348,7 +381,7 @@ def _stamp(ds: Dataset, moment: datetime) -> None:
 
 
 def _name_dimensions(ds: Dataset, uid: str) -> None:
-    """Replace the random Dimension Organization UID."""
+    """Replace the Dimension Organization UID, which the library draws at random."""
     for keyword in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
         for item in ds.get(keyword, []):
             if "DimensionOrganizationUID" in item:

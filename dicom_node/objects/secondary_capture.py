@@ -1,4 +1,13 @@
-"""Findings -> single-frame RGB Secondary Capture series that scrolls with the source."""
+"""Findings -> single-frame RGB Secondary Capture series that scrolls with the source.
+
+For every viewer that shows no segmentation. The pictures carry Image Plane attributes, which the
+Secondary Capture IOD does not ask for: a viewer that looks at them links the series to the source,
+one that does not shows a stack of pictures.
+
+References
+----------
+PS3.3 A.8.1 (Secondary Capture Image IOD), C.8.6 (its modules), C.7.6.2 (Image Plane).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +35,7 @@ from dicom_node.objects.overlay import (
     render_slice,
 )
 
-#: CID 7202
+#: PS3.16 CID 7202
 _PURPOSE = Code("121322", "DCM", "Source image for image processing operation")
 #: body parts without a face or a skin surface that a stack of slices could show
 _NO_FACE = {"CHEST", "LUNG", "ABDOMEN", "PELVIS", "SPINE", "HEART", "LIVER", "KIDNEY", "PROSTATE"}
@@ -74,11 +83,26 @@ def make_secondary_captures(
 ) -> Iterator[Dataset]:
     """(depth, height, width) volumes -> Secondary Capture instances, the `summary` page first.
 
-    ``headers`` are in the order of axis 0, or one multi-frame header. ``slices="findings"`` leaves
-    out the slices farther than ``margin`` from every finding. Slice k (from 0) is instance k + 2 of
-    the series in either case.
+    Parameters
+    ----------
+    headers
+        In the order of axis 0, or one multi-frame header whose frames are in that order.
+    summary
+        The page that `overlay.render_summary` made.
+    series_description
+        Cut off at the 64 characters of its value representation.
+    slices
+        "findings" leaves out the slices farther than `margin` from every finding.
 
-    Raises ObjectError if the volumes and the headers do not belong together.
+    Yields
+    ------
+    Objects, not yet files. Slice k (from 0) is instance k + 2 of the series, whether or not others
+    are left out: numbers and UIDs do not depend on `slices`.
+
+    Raises
+    ------
+    ObjectError
+        The volumes and the headers do not belong together.
     """
     shapes = {voxels.shape, anomaly_map.shape, labels.shape}
     if len(shapes) > 1 or len(headers) not in (1, voxels.shape[0]):
@@ -109,7 +133,7 @@ def _captures(stack: _Stack, summary: Picture, slices: str, margin: int) -> Iter
 
 
 def _shown_slices(labels: LabelMap, slices: str, margin: int) -> list[int]:
-    """Return the slices to show."""
+    """Return the slices to show, ascending."""
     n_slices = labels.shape[0]
     if slices == "all":
         return list(range(n_slices))
@@ -130,7 +154,7 @@ def _summary(stack: _Stack, page: Picture) -> hd.sc.SCImage:
 
 
 def _slice(stack: _Stack, index: int, window: tuple[float, float], peak: float) -> hd.sc.SCImage:
-    """Make the instance of one source slice."""
+    """Make the instance of one source slice: its picture, its place and where it comes from."""
     down, right = stack.affine[:3, 1], stack.affine[:3, 2]
     letters = edge_letters(down, right)
     picture = render_slice(
@@ -161,7 +185,8 @@ def _dicom(letter: str) -> str:
 def _capture(
     stack: _Stack, picture: Picture, number: int, orientation: tuple[str, str]
 ) -> hd.sc.SCImage:
-    """Make a Secondary Capture without geometry."""
+    """Make a Secondary Capture without geometry; `orientation` is that of a row, of a column."""
+    # highdicom gets the cleaned header; `finish` then puts back the identity as it came
     clean, source = stack.clean[0], stack.headers[0]
     ds = hd.sc.SCImage.from_ref_dataset(
         ref_dataset=clean,
@@ -182,6 +207,7 @@ def _capture(
     ds.Modality = "OT"  # keeps it out of hanging protocols, and out of our own input
     ds.ConversionType = "WSD"
     ds.BurnedInAnnotation = "NO"  # the legend names no patient
+    # a reformatted head may show a face (PS3.3 C.7.6.1): YES wherever it is not known to be absent
     body_part = str(clean.get("BodyPartExamined") or "")
     ds.RecognizableVisualFeatures = "NO" if body_part in _NO_FACE else "YES"
     # as the source says, never made up: an invented "unpaired" would be a claim about the patient
@@ -228,12 +254,12 @@ def _place(ds: Dataset, stack: _Stack, index: int) -> None:
 
 
 def _numbers(values: NDArray[np.float64]) -> list[DSfloat]:
-    """Write numbers in the 16 characters of a decimal string."""
+    """Write numbers in the 16 characters of a decimal string (PS3.5 6.2)."""
     return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 def _reference(header: Dataset, *, preserved: bool, frame: int | None = None) -> Dataset:
-    """Return an item of Source Image Sequence."""
+    """Return an item of Source Image Sequence (PS3.3 C.7.6.1); `frame` counts from 1."""
     item = Dataset()
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID

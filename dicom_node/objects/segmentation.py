@@ -1,4 +1,12 @@
-"""Findings -> BINARY Segmentation on the source grid, one segment per finding."""
+"""Findings -> BINARY Segmentation on the source grid, one segment per finding.
+
+The frames are those of the source, so that a viewer lays them over it without resampling. The types
+are as vague as the method: a score says "unlike the others", never what.
+
+References
+----------
+PS3.3 A.51 (Segmentation IOD), C.8.20.2 (Segmentation Image module).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,7 @@ from dicom_node.identity import MANUFACTURER, MODEL_NAME
 from dicom_node.objects import provenance
 from dicom_node.objects.drawing import finding_color
 
-#: CID 7150 and CID 7159; "lesion" of no organ, for the score knows no anatomy
+#: PS3.16 CID 7150 and CID 7159; "lesion" of no organ, for the score knows no anatomy
 _CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 _TYPE = Code("52988006", "SCT", "Lesion")
 #: CID 7162
@@ -35,10 +43,27 @@ def make_segmentation(
 ) -> hd.seg.Segmentation | None:
     """(depth, height, width) ranks -> Segmentation; None without findings.
 
-    ``headers`` are in the order of axis 0, one per slice, or one multi-frame header whose
-    frames are in that order. An empty segmentation would say nothing, so none is made.
+    Parameters
+    ----------
+    headers
+        In the order of axis 0, one per slice, or one multi-frame header whose frames are in that
+        order: `volume.build` hands them out so. They give each frame its place.
+    labels
+        Ranks of the findings on the source grid, 0 elsewhere.
+    findings
+        Ranks 1, 2, ... in order, each with at least one voxel; rank is segment number.
+    series_description
+        Cut off at the 64 characters of its value representation.
 
-    Raises ObjectError if labels, findings and headers do not belong together.
+    Returns
+    -------
+    The object, not yet a file; frames without a segment are left out. An empty segmentation would
+    say nothing, so none is made.
+
+    Raises
+    ------
+    ObjectError
+        Labels, findings and headers do not belong together.
     """
     if not findings:
         return None
@@ -76,6 +101,7 @@ def _check_labels(
         raise ObjectError(f"the label map is {labels.shape}, the source series {expected}")
     if any(not ds.get("FrameOfReferenceUID") for ds in headers):
         raise ObjectError("the source series has no Frame of Reference UID")
+    # counted, not sorted: the labels of a large series are a hundred million
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1
     ranks = [finding.rank for finding in findings]
     if ranks != list(range(1, len(ranks) + 1)) or present.tolist() != ranks:
@@ -85,7 +111,8 @@ def _check_labels(
 def _segment(
     finding: Finding, score: ScoreSummary, uids: provenance.Identifiers
 ) -> hd.seg.SegmentDescription:
-    """Describe one segment."""
+    """Describe one segment; its Tracking UID is the finding's, whatever object it stands in."""
+    # as CIELab in the object: the same colour as the outline in the pictures
     red, green, blue = finding_color(finding.rank)
     return hd.seg.SegmentDescription(
         segment_number=finding.rank,
@@ -101,7 +128,7 @@ def _segment(
 
 
 def algorithm_identification(score: ScoreSummary) -> hd.AlgorithmIdentificationSequence:
-    """Return what scored: name, fingerprint as the version, and what it was compared with."""
+    """Return what scored (PS3.3 Table 10-19), with the fingerprint as the version, and how."""
     return hd.AlgorithmIdentificationSequence(
         name=MODEL_NAME,
         family=_FAMILY,
