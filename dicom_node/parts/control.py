@@ -1,4 +1,7 @@
-"""The control part: standing duties and the node's page."""
+"""The control part: standing duties and the node's page.
+
+Both are light and only look at the ledger or queue rows, hence one process.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 def control(config: NodeConfig, stop: threading.Event, _name: str) -> None:
-    """Run the duties and serve the page until `stop` is set; raises PartFailed (port taken)."""
+    """Run the duties and serve the page until `stop` is set.
+
+    Raises
+    ------
+    PartFailed
+        The page could not be served at all: its port is taken.
+    RuntimeError
+        It ended later, a fault of ours; the supervisor starts the part anew.
+    """
     folders = Folders(config.node.data_dir)
     database = Database(folders.database)
     duties = Duties(config, database)
@@ -30,12 +41,16 @@ def control(config: NodeConfig, stop: threading.Event, _name: str) -> None:
             app, host=config.web.bind, port=config.web.port, log_config=None, access_log=False
         )
     )
+    # in a thread: outside the main one the server leaves the signals alone
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while thread.is_alive() and not stop.wait(0.2):
         pass
     duties.stop()
+    if not stop.is_set() and server.started:
+        raise RuntimeError("the page has ended by itself")
     if not stop.is_set():
+        # the server has logged the reason and would have ended the process
         raise PartFailed(
             f"the page cannot be served on {config.web.bind}:{config.web.port}: the port is taken; "
             "set web.port to a free one"

@@ -1,4 +1,7 @@
-"""The dispatcher: one lane per destination."""
+"""The dispatcher: one lane per destination.
+
+A lane is a thread that waits for its peer most of the time; a dead destination blocks only its own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ from dicom_node.store.database import Database
 
 
 def dispatcher(config: NodeConfig, stop: threading.Event, _name: str) -> None:
-    """Send until `stop` is set."""
+    """Send until `stop` is set; the association in hand is finished first.
+
+    Raises
+    ------
+    RuntimeError
+        A lane ended by itself, a fault of ours. The process ends with it, so that the supervisor
+        starts all lanes anew: results that nobody sends would be noticed late.
+    """
     folders = Folders(config.node.data_dir)
     database = Database(folders.database)
     lanes = [
@@ -22,9 +32,15 @@ def dispatcher(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     threads = [threading.Thread(target=lane.run, args=(stop,)) for lane in lanes]
     for thread in threads:
         thread.start()
-    stop.wait()
+    while not stop.wait(0.5):
+        if not all(thread.is_alive() for thread in threads):
+            break
+    fault = not stop.is_set()
+    stop.set()
     for thread in threads:
         thread.join()
+    if fault:
+        raise RuntimeError("a delivery lane has ended; its traceback is above")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The receiver: C-STORE and C-ECHO SCP, inbox and ledger; no torch, no pixel work."""
+"""The receiver: C-STORE and C-ECHO SCP, inbox and ledger; no torch, no pixel work.
+
+File first, then record, then answer Success: whatever is cut off in between is sent again by the
+sender and filed under the same name.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 class Reception:
-    """Answers the acceptor's events: files an instance, then records it."""
+    """Answers the acceptor's events: files an instance, then records it.
+
+    Each call is one transaction of its own. All raise DatabaseUnavailable when the ledger does not
+    answer.
+    """
 
     def __init__(self, database: Database, inbox: Inbox) -> None:
         self._database = database
@@ -36,7 +44,15 @@ class Reception:
             series_table.close_association(db, association_id, clock.now())
 
     def instance_received(self, received: ReceivedInstance) -> None:
-        """File and record one instance; raises InstanceRejected or StoreError."""
+        """File and record one instance; durable and in the ledger when this returns.
+
+        Raises
+        ------
+        InstanceRejected
+            The instance is at fault.
+        StoreError
+            The disk reserve is reached, or the ledger does not answer.
+        """
         filed = self._inbox.file_instance(received)
         with self._database.begin() as db:
             series_table.record_instance(db, filed, clock.now())
@@ -49,9 +65,10 @@ class Reception:
 
 
 def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
-    """Receive until `stop` is set."""
+    """Receive until `stop` is set; raises PartFailed when the port cannot be had."""
     folders = Folders(config.node.data_dir)
     database = Database(folders.database)
+    # of a killed predecessor: its series would wait for them until the cap
     with database.begin() as db:
         series_table.close_all_associations(db, clock.now())
     inbox = Inbox(folders.inbox, config.storage.reserve)

@@ -1,4 +1,7 @@
-"""A scoring worker: one process, the encoder loaded once."""
+"""A scoring worker: one process, the encoder loaded once.
+
+The only part that loads torch; its own process, so that a fault on the device ends no reception.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,15 @@ _log = logging.getLogger(__name__)
 
 
 def scorer(config: NodeConfig, stop: threading.Event, name: str) -> None:
-    """Work until `stop` is set."""
+    """Work until `stop` is set; the job in hand is finished first.
+
+    Raises
+    ------
+    WeightsMissing, WeightsMismatch
+        The encoder cannot be built as configured, found before the first job rather than in it.
+    """
     line = Line(config, Database(Folders(config.node.data_dir).database), cache_folder())
+    # loads the weights now
     encoder = line.encoder
     _log.info("encoder %s on %s in %s", encoder.spec.timm_name, encoder.device, encoder.dtype)
     Worker(line, name).run(stop)
