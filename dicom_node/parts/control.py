@@ -5,7 +5,6 @@ Both are light and only look at the ledger or queue rows, hence one process.
 
 from __future__ import annotations
 
-import logging
 import threading
 
 import uvicorn
@@ -17,8 +16,6 @@ from dicom_node.parts.process import run
 from dicom_node.schedule import Duties
 from dicom_node.store.database import Database
 from dicom_node.web.app import make_app
-
-_log = logging.getLogger(__name__)
 
 
 def control(config: NodeConfig, stop: threading.Event, _name: str) -> None:

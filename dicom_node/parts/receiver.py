@@ -19,7 +19,8 @@ from dicom_node.series import ReceivedInstance
 from dicom_node.store import series_table
 from dicom_node.store.database import Database
 
-_log = logging.getLogger(__name__)
+# run as a program its __name__ is "__main__", which is not below the node's log level
+_log = logging.getLogger("dicom_node.parts.receiver")
 
 
 class Reception:

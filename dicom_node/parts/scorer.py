@@ -15,7 +15,8 @@ from dicom_node.parts.process import run
 from dicom_node.store.database import Database
 from dicom_node.worker import Worker
 
-_log = logging.getLogger(__name__)
+# run as a program its __name__ is "__main__", which is not below the node's log level
+_log = logging.getLogger("dicom_node.parts.scorer")
 
 
 def scorer(config: NodeConfig, stop: threading.Event, name: str) -> None:

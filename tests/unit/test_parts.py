@@ -262,6 +262,20 @@ def test_the_receiver_closes_what_a_killed_one_left_open_and_files(settings, dat
 
 
 @pytest.mark.usefixtures("database")
+def test_the_receiver_as_a_program_says_where_it_receives(settings, tmp_path):
+    path, port = tmp_path / "config.toml", settings.receiver.port
+    path.write_text(f'[node]\ndata_dir = "data"\n[receiver]\nport = {port}\n')
+    command = node._Process("receiver", "receiver").command(path)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        event = json.loads(running.stderr.readline())
+        running.terminate()
+        assert running.wait(30) == 0
+    assert (event["level"], event["part"]) == ("INFO", "receiver")
+    assert event["logger"] == "dicom_node.parts.receiver"
+    assert event["message"] == f"receiving as DICOM_NODE on 127.0.0.1:{port}"
+
+
+@pytest.mark.usefixtures("database")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("part", "port_of", "key"),
