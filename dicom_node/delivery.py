@@ -11,7 +11,7 @@ from pathlib import Path
 from dicom_node import clock
 from dicom_node.association.requestor import Peer, send
 from dicom_node.config import Destination
-from dicom_node.errors import DeliveryError, FileUnreadable, NodeError
+from dicom_node.errors import AssociationLost, DeliveryError, FileUnreadable, NodeError
 from dicom_node.jobs import DeliveryState
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
@@ -68,7 +68,9 @@ class Lane:
             )
         except DeliveryError as error:
             _log.warning("delivery to %s: %s", name, error)
-            self._put_off(error, list(waiting.values()))
+            left = list(waiting.values())
+            # lost while the first of them was under way: it may be what the peer dies of, each time
+            self._put_off(error, left[:1] if isinstance(error, AssociationLost) else left)
         return True
 
     def _delivered(self, item: DueDelivery, status: int) -> None:
