@@ -1,6 +1,7 @@
 """The page over a real ledger: what it shows, what it refuses, and how it fails."""
 
 import http.client
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -120,17 +121,18 @@ def fill(made):
             *(db, "pacs", [item.sop_instance_uid], DeliveryState.DEAD, NOON), reason=HOSTILE
         )
         series_table.record_refusal(db, HOSTILE, "127.0.0.1", f"refused {HOSTILE}", NOON)
-    _wait_for_batch(database)
+    _run(database, SCORED, Stage.REPORT, JobState.DONE, "1 findings")
+    _run(database, WAITING, Stage.SCORE, JobState.WAITING, f"too small {HOSTILE}")
     made.picture.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(made.picture)
 
 
-def _wait_for_batch(database):
-    """Run the waiting series' own job to its state, as a worker does."""
-    number = enqueue(database, WAITING, Stage.SCORE, protocol="t1", at=NOON)
+def _run(database, uid, stage, state, reason):
+    """Queue a job and run it to its state, as a worker does."""
+    number = enqueue(database, uid, stage, protocol="t1", at=NOON)
     with database.begin() as db:
         assert job_table.move(db, number, JobState.RUNNING, NOON)
-        assert job_table.move(db, number, JobState.WAITING, NOON, reason=f"too small {HOSTILE}")
+        assert job_table.move(db, number, state, NOON, reason=reason)
 
 
 # -- what is shown ----------------------------------------------------------------------------
@@ -148,8 +150,8 @@ def test_the_worklist_shows_each_series_with_its_state(client):
     page = client.get("/").text
     assert f'href="/series/{SCORED}"' in page
     assert f'href="/series/{WAITING}"' in page
-    assert '<td class="number">2.5</td>' in page
-    assert "80 of 15" in page
+    cells = re.findall(r'<td class="number">(.*?)</td>', page)
+    assert sorted(cells) == ["", "", "", "1", "2.5", "80 of 15"]
     assert "score waiting" in page
     assert "1 objects dead for pacs" in page
 
@@ -165,7 +167,38 @@ def test_a_study_without_score_says_why_and_shows_no_picture(client):
     page = client.get(f"/series/{WAITING}").text
     assert "score waiting" in page
     assert "too small" in page
+    assert_no_findings_known(page)
+
+
+def assert_no_findings_known(page):
+    """That no region is above the threshold may be said of a reported study alone."""
+    assert "Not reported: findings are not known." in page
+    assert "No region above" not in page
     assert "<img" not in page
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.RUNNING])
+def test_a_score_without_report_is_no_statement_about_findings(empty, state):
+    complete_series(empty.database, SCORED)
+    record_score(empty.database, score(SCORED))
+    number = enqueue(empty.database, SCORED, Stage.REPORT)
+    with empty.database.begin() as db:
+        job_table.move(db, number, JobState.RUNNING, NOON)
+        job_table.move(db, number, state, NOON)
+    page = empty.client.get(f"/series/{SCORED}").text
+    assert "subject score" in page
+    assert_no_findings_known(page)
+    assert '<td class="number">0</td>' not in empty.client.get("/").text
+
+
+def test_a_report_without_findings_says_so_and_no_more(empty):
+    complete_series(empty.database, SCORED)
+    record_score(empty.database, score(SCORED))
+    _run(empty.database, SCORED, Stage.REPORT, JobState.DONE, "0 findings, 2 objects")
+    page = empty.client.get(f"/series/{SCORED}").text
+    assert "No region above the threshold. This is no statement that the study is normal." in page
+    assert "<img" in page
+    assert '<td class="number">0</td>' in empty.client.get("/").text
 
 
 def test_the_picture_is_the_file_of_the_score(client, filled):
