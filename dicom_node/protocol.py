@@ -20,6 +20,8 @@ from pydicom.multival import MultiValue
 from dicom_node.config import Match, Protocol
 from dicom_node.errors import NoMatchingProtocol
 
+#: what stands in Contrast/Bolus Agent when none was given
+_NO_AGENT = {"", "NO", "NONE", "N", "NATIVE", "WITHOUT"}
 _PLANES = ("sagittal", "coronal", "axial")
 
 
@@ -54,11 +56,11 @@ def has_contrast(ds: Dataset) -> bool:
     """Return whether a contrast agent is named, as text or as a code.
 
     An attribute that is missing or empty counts as "native": scanners leave it out when no agent
-    was given. Any text counts as an agent, "NONE" too.
+    was given, or write that there is none.
     """
     # enhanced images have the codes alone (PS3.3 C.7.6.4b), classic ones text or both (C.7.6.4)
-    named = str(ds.get("ContrastBolusAgent") or "").strip()
-    return bool(named or ds.get("ContrastBolusAgentSequence"))
+    named = str(ds.get("ContrastBolusAgent") or "").strip().upper()
+    return named not in _NO_AGENT or bool(ds.get("ContrastBolusAgentSequence"))
 
 
 def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:

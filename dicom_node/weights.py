@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,7 +68,17 @@ def locate(encoder: Encoder, cache: Path) -> Weights:
             f"the encoder weights {path} are for {card.timm_name}, "
             f"and encoder.model is {encoder.model}"
         )
-    return Weights(replace(card, sha256=found), lambda: load_file(path))
+    return Weights(replace(card, sha256=found), lambda: _load(path))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """Read the state; a file that no card vouches for may hold anything."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise WeightsMismatch(
+            f"{path} is no safetensors file ({error}); set encoder.file to one"
+        ) from error
 
 
 def _card_of_timm(name: str, file_name: str) -> WeightsCard:

@@ -118,7 +118,7 @@ def run_demo(arguments: DemoArguments, console: Console) -> int:
                 complete = _wait(node, sent, progress)
             found = show(folder, node, pacs, sent, console)
             console.print(f"Done in {time.monotonic() - started:.0f} s.")
-            _stay(arguments, folder, console)
+            _stay(arguments, folder, web_port, console)
     return 0 if complete and found else 1
 
 
@@ -288,17 +288,18 @@ def _say_plainly(progress: Progress, said: str) -> str:
     return line
 
 
-def _stay(arguments: DemoArguments, folder: Path, console: Console) -> None:
-    """Keep the node up until Ctrl-C, or say how to start it again."""
+def _stay(arguments: DemoArguments, folder: Path, web_port: int, console: Console) -> None:
+    """Say where the page is; keep the node up until Ctrl-C, or say how to start it again."""
+    page = f"http://127.0.0.1:{web_port}/"
     if not arguments.keep_running:
         console.print(
-            f"Look again: dicom-node serve --config {folder / 'config.toml'}, then open the page; "
-            "or run the demo with --keep-running.",
+            f"The node's page: {page} after: dicom-node serve --config {folder / 'config.toml'}\n"
+            "(or run the demo with --keep-running)",
             soft_wrap=True,
             markup=False,
         )
         return
-    console.print("The node stays up. Ctrl-C ends it.")
+    console.print(f"The node's page: {page}\nThe node stays up. Ctrl-C ends it.")
     try:
         while True:
             time.sleep(1)

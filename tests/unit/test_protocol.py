@@ -189,6 +189,7 @@ def coded_agent():
         ({}, False),
         ({"ContrastBolusAgent": ""}, False),
         ({"ContrastBolusAgent": "  "}, False),
+        ({"ContrastBolusAgent": "None"}, False),
         ({"ContrastBolusAgent": "Ultravist 300"}, True),
         ({"ContrastBolusAgentSequence": []}, False),
         ({"ContrastBolusAgentSequence": [coded_agent()]}, True),

@@ -136,3 +136,13 @@ def test_what_is_no_card_is_named_and_not_guessed_at(local, tmp_path, text):
     card_path(local).write_text(text, "utf-8")
     with pytest.raises(WeightsMismatch, match=r"mine\.json is no card"):
         weights.locate(Encoder(weights="file", file=local), tmp_path)
+
+
+def test_a_file_that_is_no_safetensors_is_refused_by_name(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"PK\x03\x04 a pickle, perhaps")
+    found = weights.locate(
+        Encoder(weights="file", file=path, model="vit_tiny_patch16_224"), tmp_path
+    )
+    with pytest.raises(WeightsMismatch, match=r"mine\.safetensors is no safetensors file"):
+        found.state()
