@@ -113,6 +113,9 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     """
     series, name = line.series(uid)
     claimed = line.config.protocol_named(str(series.protocol))
+    if series.state == series_table.COMPLETE and not line.files(claimed).has_subject(name):
+        # tokenized before an upgrade, or for another encoder, and waiting since
+        claimed = line.config.protocol_named(tokenize(line, uid, progress))
     at = clock.now()
     batch = line.batch(claimed).snapshot(name, _patient_of(line, claimed, name), at)
     spec = line.scoring_spec(claimed)

@@ -1,0 +1,100 @@
+"""A whole line in one process: real ledger, inbox and series, a tiny encoder of random weights."""
+
+import json
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as nnf
+from safetensors.torch import save_file
+
+from dicom_node.config import NodeConfig
+from dicom_node.inbox import Inbox
+from dicom_node.line import Line
+from dicom_node.store import series_table
+from dicom_node.weight_files import card_path
+from dicom_node.wheel_files import sha256_of
+from tests.make import ledgers
+from tests.make.encoders import TINY
+from tests.make.instances import Geometry, make_series, received
+
+#: 32 mm cubed: four tokens of 8 mm along each axis
+GEOMETRY = Geometry(rows=32, columns=32, n_slices=16, slice_spacing=2.0)
+
+
+def tiny_weights(folder: Path) -> Path:
+    """Weights of random numbers with their card, so that nothing has to be asked of timm."""
+    path = folder / "tiny.safetensors"
+    torch.manual_seed(11)
+    model = timm.create_model(TINY, pretrained=False, num_classes=0)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    card = {
+        "name": "tiny",
+        "timm_name": TINY,
+        "sha256": sha256_of(path),
+        "patch_size": 16,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "layers": [0],
+        "source": "made for this test",
+        "licence": "none",
+    }
+    card_path(path).write_text(json.dumps(card), "utf-8")
+    return path
+
+
+def make_line(database, folder, weights, *, seed=0, **scoring) -> Line:
+    """A line with one protocol, `t1`, that needs three others; `seed` names its token space."""
+    config = NodeConfig.model_validate(
+        {
+            "node": {"data_dir": folder / "data"},
+            "encoder": {
+                "model": TINY,
+                "weights": "file",
+                "file": weights,
+                "layers": [0],
+                "projection_dim": 8,
+                "seed": seed,
+            },
+            "scoring": scoring,
+            "results": {"secondary_capture": False},
+            "protocol": [
+                {
+                    "name": "t1",
+                    "mode": "live",
+                    "match": {"modality": "MR"},
+                    "min_reference": 3,
+                    "max_reference": 5,
+                    "extent_mm": [32.0, 32.0, 32.0],
+                }
+            ],
+            "destination": [{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}],
+        }
+    )
+    line = Line(config, database, folder / "cache")
+    line.folders.create()
+    return line
+
+
+def head(seed):
+    """(slices, rows, columns): a body of smooth random texture in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (GEOMETRY.n_slices, GEOMETRY.rows, GEOMETRY.columns)
+    coarse = torch.rand(1, 1, 4, 8, 8, generator=generator)
+    texture = nnf.interpolate(coarse, shape, mode="trilinear", align_corners=False)[0, 0]
+    volume = torch.rand(shape, generator=generator) * 5
+    volume[1:-1, 3:-3, 3:-3] += 300 + 400 * texture[1:-1, 3:-3, 3:-3]
+    return volume.numpy()
+
+
+def receive_series(line, seed, at=ledgers.NOON) -> str:
+    """File a whole series of a patient of its own, complete it, and return its UID."""
+    inbox = Inbox(line.folders.inbox, 0)
+    number = ledgers.open_association(line.database, at=at)
+    made = make_series("MR", GEOMETRY, head(seed), seed)
+    filed = [inbox.file_instance(received(ds, association_id=number)) for ds in made]
+    ledgers.record(line.database, *filed, at=at)
+    with line.database.begin() as db:
+        series_table.close_association(db, number, at)
+        assert series_table.complete_quiet(db, 0.0, 3600.0, at) == [made[0].SeriesInstanceUID]
+    return str(made[0].SeriesInstanceUID)
