@@ -53,6 +53,7 @@ def make_line(database, folder, weights, *, seed=0, **scoring) -> Line:
                 "weights": "file",
                 "file": weights,
                 "layers": [0],
+                "axes": ["axial"],
                 "projection_dim": 8,
                 "seed": seed,
             },
