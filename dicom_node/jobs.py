@@ -1,4 +1,8 @@
-"""Job, Stage, JobState and the table of legal transitions."""
+"""Job, Stage, JobState and the table of legal transitions.
+
+Words alone: the store changes rows by :data:`TRANSITIONS`, the worker decides which change. Nothing
+here knows a database, a series' content or the time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,12 @@ from enum import Enum, StrEnum
 
 
 class Stage(StrEnum):
-    """The arrows of the line that a worker runs, in order."""
+    """The arrows of the line that a worker runs, in order.
+
+    The order of the members is the order of the work: a stage that is done queues its
+    :attr:`following`, and of two due jobs the later stage is claimed first. The values stand in the
+    ledger; a renamed member needs a migration.
+    """
 
     TOKENIZE = "tokenize"
     SCORE = "score"
@@ -16,14 +25,18 @@ class Stage(StrEnum):
 
     @property
     def following(self) -> Stage | None:
-        """Return the stage after this one."""
+        """Return the stage after this one; None after the last."""
         stages = list(Stage)
         place = stages.index(self) + 1
         return stages[place] if place < len(stages) else None
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """Where a job stands; the values stand in the ledger.
+
+    QUEUED is due at its time, for any worker; RUNNING is claimed under a lease; DONE has its
+    product kept and the next stage queued.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -34,11 +47,12 @@ class JobState(StrEnum):
     REJECTED = "rejected"
     #: we are at fault, or all attempts are used up; `dicom-node retry` queues it again
     FAILED = "failed"
-    #: late instances reopened the series
+    #: late instances reopened the series: a job of the next revision takes its place
     SUPERSEDED = "superseded"
 
 
-#: every legal change of state; anything else is refused by the store
+#: every legal change of state, the store refuses any other. Only a claim leads to RUNNING, since it
+#: alone sets a lease; what is DONE stays so when late instances come: its results are out
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.SUPERSEDED}),
     JobState.RUNNING: frozenset(
@@ -60,25 +74,37 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class DeliveryState(Enum):
-    """Where one object stands on its way to one destination."""
+    """Where one object stands on its way to one destination.
+
+    Only what is QUEUED is sent, and only it changes by itself; DEAD comes back by
+    ``dicom-node retry``.
+    """
 
     QUEUED = "queued"
+    #: acknowledged with a C-STORE status of success or warning (PS3.4 B.2.3)
     DELIVERED = "delivered"
     #: the destination refused it or gave no answer until the configured end
     DEAD = "dead"
+    #: a later revision was reported before this one was sent
     SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One stage of one revision of one series."""
+    """One stage of one revision of one series, as it was when it was read.
+
+    There is at most one per series, revision and stage; that is what makes queueing idempotent.
+    ``reason`` is the outcome of a job that is done, and of any other why it is not.
+    """
 
     id: int
     series_instance_uid: str
     revision: int
     stage: Stage
     state: JobState
+    #: None until the series is matched, which is the first stage's work
     protocol: str | None
+    #: claims so far; the one in hand counts
     attempts: int
     reason: str | None
     updated: datetime

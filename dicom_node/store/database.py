@@ -1,4 +1,13 @@
-"""Open the ledger: SQLite in WAL mode, every acknowledged commit synced."""
+"""Open the ledger: SQLite in WAL mode, every acknowledged commit synced.
+
+Every process of the node opens the one file by itself; SQLite's own locks order the writers. What
+the driver raises becomes :class:`~dicom_node.errors.DatabaseUnavailable` here and nowhere else.
+
+References
+----------
+SQLite, "Write-Ahead Logging" (sqlite.org/wal.html): readers do not block the writer, nor it them;
+"PRAGMA synchronous": in WAL mode only FULL syncs the log at each commit.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +30,52 @@ _TIMEOUT_S = 30.0
 
 
 class Database:
-    """One process's way to the ledger."""
+    """One process's way to the ledger; its connections may be used from any of its threads.
+
+    Parameters
+    ----------
+    path
+        Of the SQLite file, made by :func:`migrate`.
+    timeout_s
+        How long a writer waits for another one; transactions here last milliseconds.
+    """
 
     def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
         self._engine = _engine(path, timeout_s)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Run one write transaction; raises DatabaseUnavailable when the ledger does not answer."""
+        """Run one write transaction: committed at the end of the block, rolled back if it raises.
+
+        It takes the only write lock at its beginning, so what is read inside cannot change before
+        what is written: no compare-and-swap is needed. Keep the block short, and do no file or
+        network work in it.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            Another writer held the lock too long, the disk is full, or the file is damaged.
+        """
         with _answering(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Run one read transaction, which never waits for a writer; raises DatabaseUnavailable."""
+        """Run one read transaction: one moment of the ledger, however long the block takes.
+
+        It never waits for a writer and holds none up.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            The file cannot be opened or is damaged.
+        """
         reading = self._engine.execution_options(read_only=True)
         with _answering(), reading.connect() as connection:
             yield connection
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close the connections that lie idle; the last process to do so folds the log away."""
         self._engine.dispose()
 
 
@@ -50,12 +85,14 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
+        # a damaged file raises the base class itself; its other children blame the statement
         if isinstance(error, OperationalError) or type(error) is DatabaseError:
             raise DatabaseUnavailable(f"the ledger does not answer: {error.orig}") from error
         raise
 
 
 def _engine(path: Path, timeout_s: float) -> Engine:
+    """Return an engine whose every connection is set as the ledger needs it."""
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": timeout_s})
 
     @event.listens_for(engine, "connect")
@@ -77,7 +114,27 @@ def _engine(path: Path, timeout_s: float) -> Engine:
 
 
 def migrate(path: Path) -> None:
-    """Create or upgrade the ledger at `path` to this version's tables."""
+    """Create or upgrade the ledger at `path` to this version's tables, in one transaction.
+
+    Two processes may call it at once: the second finds nothing left to do.
+
+    Parameters
+    ----------
+    path
+        Its folder is made, for the node's user alone, where it is missing.
+
+    Raises
+    ------
+    StoreError
+        The ledger was made by a newer version; there is no way back but that version.
+    DatabaseUnavailable
+        It cannot be opened, or another process holds it.
+
+    Notes
+    -----
+    The ledger names patients' studies: only the node's user may read it. SQLite gives its log
+    files the mode of the ledger itself.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = _engine(path, _TIMEOUT_S)
     config = Config()

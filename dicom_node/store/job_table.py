@@ -1,4 +1,10 @@
-"""Jobs in the ledger. Every change of state is one UPDATE that names the expected old states."""
+"""Jobs in the ledger: a queue in which a job can neither be lost nor be had twice.
+
+Every change of state is one UPDATE that names the expected old states
+(:data:`dicom_node.jobs.TRANSITIONS`): whoever comes second changes nothing and is told so. A worker
+holds a job by a lease that it renews; what it leaves behind when it dies is due again when the
+lease is over. Every function takes the moment from its caller.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +21,22 @@ from dicom_node.store.tables import job
 #: finish what is nearly done before starting something new
 _STAGE_ORDER = case({stage.value: place for place, stage in enumerate(Stage)}, value=job.c.stage)
 
+#: reason of a job whose attempts all ended without an outcome
 _WORKER_DIED = "the worker ended without a word at every attempt (killed, or out of memory)"
 
 
 def enqueue(
     db: Connection, uid: str, revision: int, stage: Stage, protocol: str | None, at: datetime
 ) -> None:
-    """Queue one stage; a second call for the same series, revision and stage changes nothing."""
+    """Queue one stage; a second call for the same series, revision and stage changes nothing.
+
+    Parameters
+    ----------
+    protocol
+        Whose batch the job may have to wait for; None before the series is matched.
+    at
+        From when on it is due.
+    """
     moment = clock.stamp(at)
     db.execute(
         insert(job)
@@ -47,7 +62,25 @@ def enqueue_first(db: Connection, uid: str, revision: int, at: datetime) -> None
 
 
 def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | None:
-    """Take the next due job for `worker`, or None."""
+    """Take the next due job for `worker`.
+
+    Of the due jobs the one of highest priority goes first, then the one of the latest stage, then
+    the oldest: what is nearly done is finished before something new is begun.
+
+    Parameters
+    ----------
+    db
+        A write transaction: its lock is what keeps two workers from one job.
+    worker
+        A name that no other process has.
+    lease_s
+        Seconds without a sign of life after which the worker counts as dead.
+
+    Returns
+    -------
+    Job or None
+        Running, this attempt counted; None when nothing is due.
+    """
     moment = clock.stamp(at)
     found = db.execute(
         select(job.c.id)
@@ -57,6 +90,7 @@ def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | No
     ).scalar_one_or_none()
     if found is None:
         return None
+    # counted now: an attempt that kills the worker leaves no later moment to count it
     lease = clock.stamp(at + timedelta(seconds=lease_s))
     move(db, found, JobState.RUNNING, at, worker=worker, lease_until=lease, count_attempt=True)
     return get(db, found)
@@ -72,7 +106,17 @@ def move(
     count_attempt: bool = False,
     **values: Any,  # noqa: ANN401 - column values of several types
 ) -> bool:
-    """Change a job's state where TRANSITIONS allows it; returns whether it did."""
+    """Change a job's state where TRANSITIONS allows it; returns whether it did.
+
+    Parameters
+    ----------
+    owner
+        Only while this worker holds the job; None asks for no one.
+    count_attempt
+        Count one attempt more.
+    **values
+        Further columns to set, written as the table keeps them (moments as text).
+    """
     found = (job.c.id == number) & job.c.state.in_(_before(state))
     if owner is not None:
         found &= job.c.worker == owner
@@ -92,7 +136,11 @@ def let_go(
     at: datetime,
     **values: Any,  # noqa: ANN401 - column values of several types
 ) -> bool:
-    """Give a job back in a new state; returns whether it was still this worker's."""
+    """Give a job back in a new state; returns whether it was still this worker's.
+
+    It is not when the lease was over before and another worker has the job, or when late instances
+    superseded it: then nothing changes, and the work was for nothing.
+    """
     return move(db, number, state, at, owner=worker, worker=None, **values)
 
 
@@ -102,7 +150,7 @@ def _before(state: JobState) -> list[str]:
 
 
 def renew_lease(db: Connection, number: int, worker: str, lease_s: float, at: datetime) -> bool:
-    """Prolong the lease of a running job; returns whether it is still this worker's."""
+    """Prolong the lease of a running job, from `at` on; returns whether it is still `worker`'s."""
     changed = db.execute(
         update(job)
         .where(job.c.id == number, job.c.worker == worker, job.c.state == JobState.RUNNING.value)
@@ -131,7 +179,10 @@ def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
 
 
 def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
-    """Queue the jobs that wait for `protocol`'s reference batch; returns how many."""
+    """Queue the jobs that wait for `protocol`'s reference batch; returns how many.
+
+    Each has all its attempts again: waiting was no fault.
+    """
     moment = clock.stamp(at)
     return db.execute(
         update(job)
@@ -141,7 +192,10 @@ def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
 
 
 def supersede(db: Connection, uid: str, at: datetime) -> None:
-    """End every unfinished job of the series: a later revision replaces them."""
+    """End every unfinished job of the series: a later revision replaces them.
+
+    A running one goes on without knowing, and its outcome is not recorded.
+    """
     db.execute(
         update(job)
         .where(job.c.series_instance_uid == uid, job.c.state.in_(_before(JobState.SUPERSEDED)))
@@ -150,7 +204,7 @@ def supersede(db: Connection, uid: str, at: datetime) -> None:
 
 
 def retry_failed(db: Connection, at: datetime) -> int:
-    """Queue every failed or rejected job again; returns how many."""
+    """Queue every failed or rejected job again, with all its attempts; returns how many."""
     moment = clock.stamp(at)
     return db.execute(
         update(job)
@@ -160,12 +214,12 @@ def retry_failed(db: Connection, at: datetime) -> int:
 
 
 def get(db: Connection, number: int) -> Job:
-    """Return one job."""
+    """Return the job of this number, which exists."""
     return _from_row(db.execute(select(job).where(job.c.id == number)).one())
 
 
 def unfinished(db: Connection, limit: int) -> list[Job]:
-    """Return jobs that need a look: failed, rejected or waiting, newest first."""
+    """Return at most `limit` jobs that need a look: failed, rejected or waiting, newest first."""
     states = [JobState.FAILED.value, JobState.REJECTED.value, JobState.WAITING.value]
     rows = db.execute(
         select(job).where(job.c.state.in_(states)).order_by(job.c.updated.desc()).limit(limit)
@@ -174,7 +228,7 @@ def unfinished(db: Connection, limit: int) -> list[Job]:
 
 
 def counts(db: Connection) -> dict[str, int]:
-    """Return the number of jobs per "stage state"."""
+    """Return the number of jobs per stage and state, under keys like "score waiting"."""
     rows = db.execute(
         select(job.c.stage, job.c.state, func.count()).group_by(job.c.stage, job.c.state)
     )

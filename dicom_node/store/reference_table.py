@@ -1,4 +1,9 @@
-"""Reference members and frozen batches in the ledger."""
+"""Reference members and frozen batches in the ledger.
+
+A member is one subject in one token space (protocol and token fingerprint); its tokens lie on disk
+under the same names. This module keeps states and never judges:
+:class:`dicom_node.reference.ReferenceBatch` decides who is admitted and who serves.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,7 @@ EVICTED = "evicted"
 class Member:
     """One subject known to a protocol's reference."""
 
+    #: digest of the series' UID and content: another revision is another subject
     subject: str
     series_instance_uid: str
     #: digest of the patient's identity, so that one patient counts once
@@ -36,7 +42,19 @@ class Member:
 def add_candidate(
     db: Connection, protocol: str, fingerprint: str, entry: Member, at: datetime
 ) -> None:
-    """Add a tokenized subject; other revisions of its series leave."""
+    """Add a tokenized subject; other revisions of its series leave, in every token space.
+
+    A subject that is known keeps its state and its place: a stage that runs again must not make a
+    judged one a candidate.
+
+    Parameters
+    ----------
+    fingerprint
+        Of the token space that it was tokenized in.
+    at
+        Its place among the members, of which the oldest leave first.
+    """
+    # the old revision is the same patient with fewer slices: kept, it would hide what is unusual
     db.execute(
         update(member)
         .where(
@@ -64,7 +82,7 @@ def add_candidate(
 
 
 def members(db: Connection, protocol: str, fingerprint: str, states: Sequence[str]) -> list[Member]:
-    """Return the members in these states, oldest first."""
+    """Return the members in these states, oldest first; those of one moment by name."""
     rows = db.execute(
         select(member)
         .where(
@@ -83,7 +101,7 @@ def members(db: Connection, protocol: str, fingerprint: str, states: Sequence[st
 def set_state(
     db: Connection, protocol: str, fingerprint: str, subject: str, state: str, reason: str
 ) -> None:
-    """Record a decision on one subject."""
+    """Record a decision on one subject, with its reason for a person."""
     db.execute(
         update(member)
         .where(
@@ -103,7 +121,15 @@ def freeze(
     subjects: Sequence[str],
     at: datetime,
 ) -> None:
-    """Keep the batch under its name; the name is its content, so a second call changes nothing."""
+    """Keep the batch under its name; the name is its content, so a second call changes nothing.
+
+    Parameters
+    ----------
+    version
+        Protocol and digest of fingerprint and subjects.
+    subjects
+        Names, sorted: a set has one digest.
+    """
     db.execute(
         insert(batch)
         .values(
@@ -118,7 +144,7 @@ def freeze(
 
 
 def counts(db: Connection) -> dict[tuple[str, str], int]:
-    """Return the number of members per (protocol, state)."""
+    """Return the number of members per (protocol, state), over all token spaces."""
     rows = db.execute(
         select(member.c.protocol, member.c.state, func.count()).group_by(
             member.c.protocol, member.c.state

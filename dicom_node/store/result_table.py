@@ -1,4 +1,10 @@
-"""Scores, findings, result objects and their deliveries in the ledger."""
+"""Scores, findings, result objects and their deliveries in the ledger.
+
+The deliveries are an outbox: an object and the rows that say where it must go are written in one
+transaction, so that nothing is reported that is not sent and nothing is sent that is not recorded.
+Their identity is the SOP Instance UID, which is derived from what the object shows: a stage that
+runs again makes the same UIDs, and every insert here leaves alone what is there.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +12,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, Select, and_, func, select, update
+from sqlalchemy import Connection, Row, and_, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
 from dicom_node.findings import Finding
 from dicom_node.jobs import DeliveryState, JobState, Stage
 from dicom_node.store.tables import delivery, finding, job, result, score, series
+from dicom_node.store.worklist import worklist_query
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One score of one revision of a series."""
+    """One score of one revision of a series; with what it was made stands beside it."""
 
     series_instance_uid: str
     revision: int
+    #: name of the series' content
     subject: str
     protocol: str
+    #: of everything that shapes a token, a score or a finding
     fingerprint: str
     batch_version: str
+    #: subjects in that batch
     n_reference: int
     subject_score: float
+    #: of the reference subjects' own scores, 0..100
     percentile: float
     scored: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class ResultObject:
-    """One object to be sent."""
+    """One DICOM object to be sent, written and durable."""
 
     sop_instance_uid: str
     #: "SEG" or "SC"
@@ -45,7 +56,7 @@ class ResultObject:
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """One object on its way to one destination."""
+    """One object on its way to one destination; `created` is when its time to live began."""
 
     sop_instance_uid: str
     score_id: int
@@ -55,7 +66,16 @@ class DueDelivery:
 
 
 def record_score(db: Connection, entry: Score) -> int:
-    """Keep the score of a revision (the first one stays); returns its number."""
+    """Keep the score of a revision; returns its number.
+
+    The first one stays: a stage that is killed after this and runs again may meet another batch,
+    and its first score may be on its way out already.
+
+    Parameters
+    ----------
+    entry
+        Its batch is frozen already, by :func:`dicom_node.store.reference_table.freeze`.
+    """
     values = {name: getattr(entry, name) for name in entry.__slots__}
     values["scored"] = clock.stamp(entry.scored)
     db.execute(insert(score).values(**values).on_conflict_do_nothing())
@@ -63,7 +83,7 @@ def record_score(db: Connection, entry: Score) -> int:
 
 
 def get_score(db: Connection, uid: str, revision: int) -> tuple[int, Score]:
-    """Return number and score of a revision; raises LookupError when there is none."""
+    """Return number and score of a revision; raises LookupError where it has none."""
     row = _score_row(db, uid, revision)
     fields = {name: getattr(row, name) for name in Score.__slots__}
     fields["scored"] = clock.parse(row.scored)
@@ -87,7 +107,19 @@ def record_results(
     destinations: Sequence[str],
     at: datetime,
 ) -> None:
-    """Keep findings and objects and queue deliveries, in the caller's transaction (outbox)."""
+    """Keep findings and objects and queue deliveries, in the caller's transaction.
+
+    Parameters
+    ----------
+    score_id
+        Number of the score that they show.
+    objects
+        Their files are durable.
+    destinations
+        Names from the configuration; none for a protocol in shadow mode.
+    at
+        When the deliveries become due, and from when they may be given up.
+    """
     for entry in findings:
         values = {name: getattr(entry, name) for name in entry.__slots__}
         values.update(centroid_mm=list(entry.centroid_mm), peak_mm=list(entry.peak_mm))
@@ -113,7 +145,18 @@ def record_results(
 
 
 def due_deliveries(db: Connection, destination: str, at: datetime, limit: int) -> list[DueDelivery]:
-    """Return the due objects of the oldest score that has any, in the order they were made."""
+    """Return at most `limit` due objects of a destination, in the order of sending.
+
+    Score by score, the oldest first, and within one in the order of their names, which is the order
+    in which they were made: a reader meets the summary picture before the slices.
+
+    Parameters
+    ----------
+    destination
+        Its name in the configuration.
+    at
+        Only what is due at this moment.
+    """
     due = and_(
         delivery.c.destination == destination,
         delivery.c.state == DeliveryState.QUEUED.value,
@@ -149,7 +192,19 @@ def settle_delivery(
     status: int | None = None,
     not_before: datetime | None = None,
 ) -> None:
-    """Record the outcome of one attempt on queued deliveries."""
+    """Record the outcome of one attempt on those of the deliveries that are still queued.
+
+    Parameters
+    ----------
+    uids
+        SOP Instance UIDs.
+    state
+        QUEUED tries again at `not_before`; DELIVERED and DEAD are ends.
+    reason
+        Why it was not delivered; None clears an earlier reason.
+    status
+        Of the C-STORE response (PS3.7 C.4); None leaves the last one.
+    """
     values: dict[str, object] = {"state": state.value, "updated": clock.stamp(at), "reason": reason}
     values["attempts"] = delivery.c.attempts + 1
     if status is not None:
@@ -168,7 +223,10 @@ def settle_delivery(
 
 
 def supersede_deliveries(db: Connection, uid: str, revision: int, at: datetime) -> None:
-    """Stop what is still queued of earlier revisions of the series."""
+    """Stop what is still queued of revisions of the series before `revision`.
+
+    What was delivered stays: an archive is not asked to forget.
+    """
     old = (
         select(result.c.sop_instance_uid)
         .join(score, score.c.id == result.c.score_id)
@@ -182,7 +240,10 @@ def supersede_deliveries(db: Connection, uid: str, revision: int, at: datetime) 
 
 
 def retry_dead(db: Connection, at: datetime) -> int:
-    """Queue every dead delivery again; returns how many."""
+    """Queue every dead delivery again, with its whole time before it is given up; returns how many.
+
+    The last reason stays until there is a new outcome.
+    """
     moment = clock.stamp(at)
     return db.execute(
         update(delivery)
@@ -208,7 +269,13 @@ def delivery_counts(db: Connection) -> dict[tuple[str, str], int]:
 
 
 def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return the newest reasons why something is not delivered, per destination and reason."""
+    """Return why something is not delivered: at most `limit` faults, the newest first.
+
+    Returns
+    -------
+    list of Row
+        ``destination``, ``state``, ``reason``, ``n`` objects, ``updated`` (the newest of them).
+    """
     rows = db.execute(
         select(
             delivery.c.destination,
@@ -226,50 +293,13 @@ def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[ty
 
 
 def worklist(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return the newest series first: state, score, number of findings, last job."""
+    """Return at most `limit` series, the newest first, as the page lists them."""
     newest_first = (series.c.last_received.desc(), series.c.series_instance_uid)
-    return list(db.execute(_worklist_query().order_by(*newest_first).limit(limit)).all())
-
-
-def _worklist_query() -> Select:  # type: ignore[type-arg]
-    newest = (
-        select(job.c.series_instance_uid, func.max(job.c.id).label("job_id"))
-        .group_by(job.c.series_instance_uid)
-        .subquery()
-    )
-    n_findings = (
-        select(func.count())
-        .select_from(finding)
-        .where(finding.c.score_id == score.c.id)
-        .scalar_subquery()
-    )
-    return (
-        select(
-            series,
-            score.c.id.label("score_id"),
-            score.c.subject_score,
-            score.c.percentile,
-            score.c.n_reference,
-            score.c.batch_version,
-            n_findings.label("n_findings"),
-            job.c.stage,
-            job.c.state.label("job_state"),
-            job.c.reason,
-        )
-        .outerjoin(
-            score,
-            and_(
-                score.c.series_instance_uid == series.c.series_instance_uid,
-                score.c.revision == series.c.revision,
-            ),
-        )
-        .outerjoin(newest, newest.c.series_instance_uid == series.c.series_instance_uid)
-        .outerjoin(job, job.c.id == newest.c.job_id)
-    )
+    return list(db.execute(worklist_query().order_by(*newest_first).limit(limit)).all())
 
 
 def findings_of(db: Connection, score_id: int) -> list[Finding]:
-    """Return the findings of a score, highest first."""
+    """Return the findings of a score, rank 1 (the highest) first."""
     rows = db.execute(
         select(finding).where(finding.c.score_id == score_id).order_by(finding.c.rank)
     )
@@ -300,11 +330,11 @@ def results_of(db: Connection, score_id: int) -> list[ResultObject]:
 
 def series_row(db: Connection, uid: str) -> Row | None:  # type: ignore[type-arg]
     """Return the worklist's row of one series, None when it is unknown."""
-    return db.execute(_worklist_query().where(series.c.series_instance_uid == uid)).one_or_none()
+    return db.execute(worklist_query().where(series.c.series_instance_uid == uid)).one_or_none()
 
 
 def score_identity(db: Connection, score_id: int) -> tuple[str, str, str]:
-    """Return (subject, fingerprint, batch version): what names a score's products."""
+    """Return (subject, fingerprint, batch version): what names the folder of its products."""
     row = db.execute(
         select(score.c.subject, score.c.fingerprint, score.c.batch_version).where(
             score.c.id == score_id
@@ -314,7 +344,10 @@ def score_identity(db: Connection, score_id: int) -> tuple[str, str, str]:
 
 
 def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return the number of objects of a score per kind, destination and state."""
+    """Return how many (``n``) of a score's objects are in which state on their way.
+
+    Per ``kind``, ``destination`` and ``state``; of several reasons ``reason`` is one.
+    """
     rows = db.execute(
         select(
             result.c.kind,
@@ -334,7 +367,8 @@ def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[t
 def progress_of(db: Connection) -> tuple[int, int]:
     """Return the number of series whose results are all delivered, and of those that are at an end.
 
-    At an end is also what was rejected or failed, and what a dead delivery holds up.
+    At an end is also what was rejected or failed, and what a dead delivery holds up. A series that
+    ended in one revision and in the next one otherwise counts twice.
     """
     with_deliveries = (
         select(score.c.series_instance_uid)

@@ -1,4 +1,9 @@
-"""Associations, instances and series in the ledger; when a series is complete."""
+"""Associations, instances and series in the ledger; when a series is complete.
+
+DICOM has no message that says "that was the whole series": C-STORE knows instances alone (PS3.4
+Annex B). Completeness is therefore a rule over time and associations, and it may be wrong: a late
+instance reopens the series under its next revision, and everything after is done anew.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,18 @@ from dicom_node.series import FiledInstance, Series
 from dicom_node.store import job_table
 from dicom_node.store.tables import association, carried, instance, refusal, series
 
+#: states of a series
 RECEIVING, COMPLETE = "receiving", "complete"
 
 
 def open_association(db: Connection, calling_ae_title: str, peer_host: str, at: datetime) -> int:
-    """Record an accepted association; returns its number."""
+    """Record an accepted association.
+
+    Returns
+    -------
+    int
+        Its number in the ledger, which its instances name as ``association_id``.
+    """
     number = db.execute(
         association.insert()
         .values(calling_ae_title=calling_ae_title, peer_host=peer_host, opened=clock.stamp(at))
@@ -27,7 +39,7 @@ def open_association(db: Connection, calling_ae_title: str, peer_host: str, at: 
 
 
 def close_association(db: Connection, number: int, at: datetime) -> None:
-    """Record its end, however it came."""
+    """Record its end, however it came; a second call changes nothing."""
     db.execute(
         update(association)
         .where(association.c.id == number, association.c.closed.is_(None))
@@ -36,7 +48,10 @@ def close_association(db: Connection, number: int, at: datetime) -> None:
 
 
 def close_all_associations(db: Connection, at: datetime) -> None:
-    """End the associations of a killed predecessor: a receiver that starts has none open."""
+    """End the associations of a killed predecessor: a receiver that starts has none open.
+
+    Without it the series that they carried would wait for the cap.
+    """
     db.execute(
         update(association).where(association.c.closed.is_(None)).values(closed=clock.stamp(at))
     )
@@ -45,7 +60,13 @@ def close_all_associations(db: Connection, at: datetime) -> None:
 def record_refusal(
     db: Connection, calling_ae_title: str, peer_host: str, reason: str, at: datetime
 ) -> None:
-    """Record what was refused on the wire and why."""
+    """Record what was refused on the wire and why, for ``status`` and the page.
+
+    Parameters
+    ----------
+    reason
+        One sentence for a person; no patient data.
+    """
     db.execute(
         refusal.insert().values(
             calling_ae_title=calling_ae_title,
@@ -57,11 +78,18 @@ def record_refusal(
 
 
 def record_instance(db: Connection, filed: FiledInstance, at: datetime) -> bool:
-    """Record one filed instance; returns whether it is new.
+    """Record one filed instance, whose file is durable; returns whether it is new.
 
-    A re-send of a known SOP Instance UID changes nothing (the first content is kept). A new
-    instance of a complete series reopens it under the next revision and supersedes its unfinished
-    jobs.
+    A re-send of a known SOP Instance UID changes nothing, whatever its content: a SOP Instance UID
+    names one instance for good (PS3.5 section 9), so the first one is kept. A new instance of a
+    complete series reopens it under the next revision and supersedes its unfinished jobs.
+
+    Parameters
+    ----------
+    filed
+        From the inbox; its association is recorded.
+    at
+        When it came. It prolongs the series' quiet time if it is new.
     """
     moment = clock.stamp(at)
     _touch_series(db, filed, moment)
@@ -86,7 +114,10 @@ def record_instance(db: Connection, filed: FiledInstance, at: datetime) -> bool:
 
 
 def _touch_series(db: Connection, filed: FiledInstance, moment: str) -> None:
-    """Make the series known, and that this association carries it."""
+    """Make the series known, and that this association carries it.
+
+    Also for an instance that is known: a re-send may have more to come.
+    """
     db.execute(
         insert(series)
         .values(
@@ -109,7 +140,10 @@ def _touch_series(db: Connection, filed: FiledInstance, moment: str) -> None:
 
 
 def _count_instance(db: Connection, uid: str, moment: str) -> None:
-    """Count a new instance; a complete series is reopened."""
+    """Count a new instance; a complete series is reopened.
+
+    The cap runs from ``first_received``, which therefore starts anew with each revision.
+    """
     reopened = db.execute(
         update(series)
         .where(series.c.series_instance_uid == uid, series.c.state == COMPLETE)
@@ -125,10 +159,23 @@ def _count_instance(db: Connection, uid: str, moment: str) -> None:
 
 
 def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -> list[str]:
-    """Close every series that is complete at `at` and queue its first job; returns their UIDs.
+    """Close every series that is complete at `at` and queue its first job.
 
     Complete is: quiet for `quiet_s` and no association that carried it is open; or `cap_s` after
-    its first instance, whatever else.
+    its first instance, whatever else. The association is the better sign, the quiet time bridges
+    senders that open one per instance, and the cap answers those that never close theirs.
+
+    Parameters
+    ----------
+    quiet_s, cap_s
+        Seconds, from ``[completion]``.
+    at
+        The moment of the question; no clock is read here.
+
+    Returns
+    -------
+    list of str
+        Series Instance UIDs, the one that began first at the head.
     """
     still_open = (
         select(carried.c.association_id)
@@ -157,12 +204,28 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
 
 
 def set_protocol(db: Connection, uid: str, protocol: str) -> None:
-    """Record which protocol claims the series."""
+    """Record which protocol claims the series; a later match takes its place."""
     db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=protocol))
 
 
 def load(db: Connection, uid: str, inbox: Path) -> Series:
-    """Return one series with the paths of its instances; raises LookupError when it is unknown."""
+    """Return one series with the paths of its instances.
+
+    Parameters
+    ----------
+    inbox
+        Folder of the received files; the ledger knows names below it.
+
+    Returns
+    -------
+    Series
+        Its files in the order of their SOP Instance UIDs, which is no order in space.
+
+    Raises
+    ------
+    LookupError
+        The ledger does not know the series.
+    """
     row = db.execute(select(series).where(series.c.series_instance_uid == uid)).one_or_none()
     if row is None:
         raise LookupError(f"series {uid} is not in the ledger")
@@ -190,7 +253,11 @@ def _from_row(row: Row, files: tuple[Path, ...]) -> Series:  # type: ignore[type
 
 
 def instances_digest_source(db: Connection, uid: str) -> list[tuple[str, str]]:
-    """Return (SOP Instance UID, SHA-256) of the series, sorted: what its content is."""
+    """Return (SOP Instance UID, SHA-256 of the data set), sorted: what the series' content is.
+
+    Its digest names everything that is made of the series: the same instances give the same name,
+    in whatever order and however often they came.
+    """
     rows = db.execute(
         select(instance.c.sop_instance_uid, instance.c.sha256)
         .where(instance.c.series_instance_uid == uid)
@@ -200,7 +267,7 @@ def instances_digest_source(db: Connection, uid: str) -> list[tuple[str, str]]:
 
 
 def counts(db: Connection) -> dict[str, int]:
-    """Return the number of series per state, and of instances."""
+    """Return the number of series per state, and under "instances" that of all instances."""
     rows = db.execute(select(series.c.state, func.count()).group_by(series.c.state))
     found = {str(state): int(number) for state, number in rows}
     found["instances"] = int(db.execute(select(func.count()).select_from(instance)).scalar_one())
@@ -208,5 +275,5 @@ def counts(db: Connection) -> dict[str, int]:
 
 
 def recent_refusals(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return the newest refusals first."""
+    """Return at most `limit` refusals, the newest first."""
     return list(db.execute(select(refusal).order_by(refusal.c.id.desc()).limit(limit)).all())

@@ -1,4 +1,15 @@
-"""The tables of the ledger. Moments are ISO 8601 texts in UTC, which sort as the moments do."""
+"""The tables of the ledger, as this version of the code wants them.
+
+The migrations make them; a test holds the two together. What is true of all tables:
+
+- Moments are ISO 8601 texts in UTC of one length (:func:`dicom_node.clock.stamp`): they sort as the
+  moments do, and a person can read them.
+- States are the values of the enumerations in :mod:`dicom_node.jobs` and of the constants beside
+  each ``*_table`` module. SQLite checks no enumeration; the functions there do.
+- UIDs are kept as they came, as text and never as a part of a path. There is no patient data:
+  a patient is a digest (:func:`dicom_node.pipeline.patient_key`).
+- What is recorded is not deleted: a row is the answer to "what became of it?".
+"""
 
 from __future__ import annotations
 
@@ -15,6 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+# by rule, so that a migration can name the constraint that it drops: SQLite names none
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -24,6 +36,7 @@ metadata = MetaData(
     }
 )
 
+#: one row per association that was accepted; open while ``closed`` is null
 association = Table(
     "association",
     metadata,
@@ -45,6 +58,7 @@ refusal = Table(
     Column("happened", String, nullable=False),
 )
 
+#: a series and how far its receiving is: "receiving" or "complete"
 series = Table(
     "series",
     metadata,
@@ -53,12 +67,14 @@ series = Table(
     Column("modality", String, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("state", String, nullable=False, index=True),
+    # null until the first stage has read the series and matched it
     Column("protocol", String),
     Column("n_instances", Integer, nullable=False),
     Column("first_received", String, nullable=False),
     Column("last_received", String, nullable=False),
 )
 
+#: one row per SOP Instance UID: the first content stays, whatever is sent later
 instance = Table(
     "instance",
     metadata,
@@ -83,6 +99,7 @@ carried = Table(
     Column("series_instance_uid", String, primary_key=True, index=True),
 )
 
+#: the queue: who claims one, and for how long, stands in its row
 job = Table(
     "job",
     metadata,
@@ -104,6 +121,7 @@ job = Table(
     Index(None, "state", "priority", "id"),
 )
 
+#: who is known to a protocol's reference, per token space (fingerprint)
 member = Table(
     "member",
     metadata,
@@ -117,6 +135,7 @@ member = Table(
     Column("added", String, nullable=False),
 )
 
+#: the batches that scores were made with; the version is the digest of the rest
 batch = Table(
     "batch",
     metadata,
@@ -127,6 +146,7 @@ batch = Table(
     Column("frozen", String, nullable=False),
 )
 
+#: one score per revision of a series, under the fingerprint and the batch that made it
 score = Table(
     "score",
     metadata,
@@ -167,6 +187,7 @@ result = Table(
     Column("file_name", String, nullable=False),
 )
 
+#: the outbox: one row per object and destination, written in the transaction of its result
 delivery = Table(
     "delivery",
     metadata,
