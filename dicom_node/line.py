@@ -1,4 +1,9 @@
-"""What the stages share in one worker, and the names under which their products are kept."""
+"""What the stages share in one worker, and the names under which their products are kept.
+
+A *fingerprint* is the digest of everything that shapes a product: two products of one fingerprint
+may be compared, and a changed setting can never meet the files of the old one. The configuration's
+models become the frozen specs of :mod:`dicom_node.anomaly` here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from dicom_node import __version__, weights
 from dicom_node.anomaly.encoder import Encoder, build_encoder
 from dicom_node.anomaly.spec import EncoderSpec, GridSpec, ScoringSpec, TokenSpec
 from dicom_node.config import NodeConfig, Protocol, digest
+from dicom_node.errors import ConfigError
 from dicom_node.folders import Folders
 from dicom_node.reference import ReferenceBatch, ReferenceFiles
 from dicom_node.series import Series
@@ -22,7 +28,25 @@ _AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 
 class Line:
-    """What the stages share in one worker: configuration, ledger, files, the encoder."""
+    """What the stages share in one worker: configuration, ledger, files, the encoder.
+
+    Parameters
+    ----------
+    config
+        The whole file, validated.
+    database
+        The ledger, migrated.
+    cache
+        Folder of downloaded weights.
+
+    Raises
+    ------
+    WeightsMissing, WeightsMismatch
+        The weights that ``[encoder]`` names are not there or are others: said when the worker
+        starts, not when its first study comes.
+    ConfigError
+        ``encoder.model`` is no model that can be used.
+    """
 
     def __init__(self, config: NodeConfig, database: Database, cache: Path) -> None:
         self.config = config
@@ -32,7 +56,7 @@ class Line:
 
     @cached_property
     def encoder_spec(self) -> EncoderSpec:
-        """The encoder as the weights' card and the configuration say."""
+        """The encoder as the weights' card says; ``encoder.layers``, where given, goes first."""
         card = self._weights.card
         return EncoderSpec(
             timm_name=self.config.encoder.model,
@@ -44,13 +68,28 @@ class Line:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder on its device."""
+        """The encoder on its device, loaded at the first use and kept.
+
+        Raises
+        ------
+        ConfigError
+            The weights do not fit the model, or the machine has no such device.
+        """
+        settings = self.config.encoder
+        # for the whole process: the matching shares these threads
         torch.set_num_threads(self.config.scoring.threads or torch.get_num_threads())
-        return build_encoder(self.encoder_spec, self._weights.state(), self.config.encoder.device)
+        try:
+            return build_encoder(self.encoder_spec, self._weights.state(), settings.device)
+        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+            why = " ".join(str(error).split())[:300]  # torch lists every tensor, one a line
+            raise ConfigError(
+                f"encoder.model {settings.model} cannot be loaded with the weights "
+                f"{self._weights.card.name} on encoder.device {settings.device}: {why}"
+            ) from error
 
     @cached_property
     def token_spec(self) -> TokenSpec:
-        """How tokens are made."""
+        """How tokens are made, for every protocol alike."""
         encoder = self.config.encoder
         return TokenSpec(
             axes=tuple(_AXES[axis] for axis in encoder.axes),
@@ -61,11 +100,11 @@ class Line:
         )
 
     def grid_spec(self, of: Protocol) -> GridSpec:
-        """Return the canonical grid of a protocol."""
+        """Return the canonical grid of a protocol, in millimetres and voxels."""
         return GridSpec(of.extent_mm, of.spacing_mm)
 
     def scoring_spec(self, of: Protocol) -> ScoringSpec:
-        """How a protocol's tokens are scored."""
+        """Return how a protocol's tokens are scored."""
         scoring = self.config.scoring
         return ScoringSpec(
             nearest_share=scoring.nearest_share,
@@ -74,7 +113,12 @@ class Line:
         )
 
     def token_fingerprint(self, of: Protocol) -> str:
-        """Return the hash of everything that shapes a token: it keys the reference batch."""
+        """Return the hash of everything that shapes a token: it keys the reference batch.
+
+        Tokens of two fingerprints are never compared. A new version of the node is a new
+        fingerprint, hence a batch that is founded anew: whether tokens changed is not something
+        that code can tell of itself.
+        """
         return digest(
             asdict(self.encoder_spec),
             self._weights.card.sha256,
@@ -85,20 +129,32 @@ class Line:
         )
 
     def fingerprint(self, of: Protocol) -> str:
-        """Return the hash of everything that shapes a token, a score or a finding."""
+        """Return the hash of everything that shapes a token, a score or a finding.
+
+        It names a score's products and goes into the results and their derived UIDs, so that a
+        result made with other settings is another instance.
+        """
         shape = [of.finding_threshold, of.finding_min_volume_ml, of.max_findings]
         return digest(self.token_fingerprint(of), asdict(self.scoring_spec(of)), shape)
 
     def files(self, of: Protocol) -> ReferenceFiles:
-        """Return the reference files of a protocol's token space."""
+        """Return the files of a protocol's token space: tokens and distances."""
         return ReferenceFiles(self.folders.root, self.token_fingerprint(of))
 
     def batch(self, of: Protocol) -> ReferenceBatch:
-        """Return the reference batch of a protocol."""
+        """Return the batch of a protocol's token space: who is in it."""
         return ReferenceBatch(self.database, of, self.token_fingerprint(of))
 
     def series(self, uid: str) -> tuple[Series, str]:
-        """Return a series and the name of its content as a subject."""
+        """Return a series as it is now and the name of its content as a subject.
+
+        Both of one moment: an instance that comes later makes another subject.
+
+        Raises
+        ------
+        LookupError
+            The ledger does not know the series.
+        """
         with self.database.read() as db:
             found = series_table.load(db, uid, self.folders.inbox)
             content = series_table.instances_digest_source(db, uid)

@@ -43,35 +43,34 @@ def tiny_weights(folder: Path) -> Path:
     return path
 
 
-def make_line(database, folder, weights, *, seed=0, **scoring) -> Line:
-    """A line with one protocol, `t1`, that needs three others; `seed` names its token space."""
-    config = NodeConfig.model_validate(
-        {
-            "node": {"data_dir": folder / "data"},
-            "encoder": {
-                "model": TINY,
-                "weights": "file",
-                "file": weights,
-                "layers": [0],
-                "axes": ["axial"],
-                "projection_dim": 8,
-                "seed": seed,
-            },
-            "scoring": scoring,
-            "results": {"secondary_capture": False},
-            "protocol": [
-                {
-                    "name": "t1",
-                    "mode": "live",
-                    "match": {"modality": "MR"},
-                    "min_reference": 3,
-                    "max_reference": 5,
-                    "extent_mm": [32.0, 32.0, 32.0],
-                }
-            ],
-            "destination": [{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}],
-        }
-    )
+def make_line(database, folder, weights, **sections) -> Line:
+    """A line with one protocol, `t1`, that needs three others; `sections` go over its settings."""
+    settings = {
+        "node": {"data_dir": folder / "data"},
+        "encoder": {
+            "model": TINY,
+            "weights": "file",
+            "file": weights,
+            "layers": [0],
+            "axes": ["axial"],
+            "projection_dim": 8,
+        },
+        "scoring": {},
+        "results": {"secondary_capture": False},
+        "protocol": {
+            "name": "t1",
+            "mode": "live",
+            "match": {"modality": "MR"},
+            "min_reference": 3,
+            "max_reference": 5,
+            "extent_mm": [32.0, 32.0, 32.0],
+        },
+    }
+    for name, changes in sections.items():
+        settings[name] |= changes
+    settings["protocol"] = [settings["protocol"]]
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
+    config = NodeConfig.model_validate(settings | {"destination": [pacs]})
     line = Line(config, database, folder / "cache")
     line.folders.create()
     return line

@@ -37,7 +37,7 @@ def database(tmp_path):
 
 @pytest.fixture
 def line(database, tmp_path, weights):
-    return lines.make_line(database, tmp_path, weights, max_attempts=MAX_ATTEMPTS)
+    return lines.make_line(database, tmp_path, weights, scoring={"max_attempts": MAX_ATTEMPTS})
 
 
 @pytest.fixture
@@ -366,12 +366,12 @@ def test_a_study_that_waits_while_the_token_space_changes_is_tokenized_anew(
 ):
     """As after an upgrade, or a new seed: the tokens that it has are of no use any more."""
     stage(Stage.REPORT, lambda *_: "not looked at here")
-    before = lines.make_line(database, tmp_path, weights, seed=1)
+    before = lines.make_line(database, tmp_path, weights, encoder={"seed": 1})
     for seed in range(2):
         lines.receive_series(before, seed)
     work(before)
     assert by_stage(database) == {"tokenize done": 2, "score waiting": 2}
-    after_change = lines.make_line(database, tmp_path, weights, seed=2)
+    after_change = lines.make_line(database, tmp_path, weights, encoder={"seed": 2})
     for seed in range(2, 6):
         lines.receive_series(after_change, seed)
     work(after_change)
