@@ -1,4 +1,4 @@
-"""Token scores -> voxel anomaly map and subject score."""
+"""Token scores -> voxel anomaly map and subject score; higher is more anomalous."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def upsample(grid: Tensor, pitch: int) -> Tensor:
 
 
 def smooth(volume: Tensor, mask: Tensor, sigma_voxels: float) -> Tensor:
-    """(depth, height, width) -> the same, Gaussian inside the mask (normalised), 0 outside."""
+    """(depth, height, width) -> the same, Gaussian inside the mask (normalised), 0 outside.
+
+    Normalised by the blurred mask: the rim is not pulled towards the 0 outside. A sigma of 0 or
+    less only masks.
+    """
     weight = mask.float()
     if sigma_voxels <= 0:
         return volume * weight
@@ -37,7 +41,7 @@ def _gaussian(stack: Tensor, sigma: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    for axis in (1, 2, 3):
+    for axis in (1, 2, 3):  # separable: three short sums instead of one over a cube
         stack = _along(stack, kernel, axis)
     return stack
 
@@ -57,7 +61,8 @@ def _along(stack: Tensor, kernel: Tensor, axis: int) -> Tensor:
 def subject_score(grid: Tensor, share: float = 0.002) -> float:
     """(D, H, W) token scores, NaN where none -> mean of the highest share of them (at least one).
 
-    The predecessor takes the maximum; the mean of a few is steadier against one stray token.
+    CoDeGraph3D takes the maximum; the mean of a few is steadier against one stray token. Raises
+    ValueError where there is no score at all.
     """
     values = grid[grid.isfinite()]
     if values.numel() == 0:

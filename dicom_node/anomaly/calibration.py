@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+#: sigma of a normal distribution over its median absolute deviation
 _MAD_TO_SIGMA = 1.4826
 
 
 def to_grid(scores: Tensor, index: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
-    """(n,) scores at flat `index` -> (D, H, W), NaN where there is no token."""
+    """(n,) scores at flat `index` -> (D, H, W) fp32, NaN where there is no token."""
     grid = torch.full((grid_shape[0] * grid_shape[1] * grid_shape[2],), torch.nan)
     grid[index] = scores.float()
     return grid.view(grid_shape)
@@ -35,7 +36,11 @@ def location_and_scale(grids: Tensor, scale_floor: float) -> tuple[Tensor, Tenso
     Median and MAD (as a normal sigma) over the subjects, then smoothed over the neighbouring
     places; the scale is at least `scale_floor` times its median. A place that fewer than half of
     the subjects cover is no place of the batch's anatomy: it takes the median place's values.
+
+    Both are finite everywhere, and the scale is above 0, if any place is covered. Of an even number
+    of values the median is the lower middle one.
     """
+    # robust, since any of the reference subjects may be abnormal at a place
     covered = grids.isfinite().sum(0) * 2 >= grids.shape[0]
     nan = torch.full(covered.shape, torch.nan)
     median = torch.where(covered, grids.nanmedian(0).values, nan)

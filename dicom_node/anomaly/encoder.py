@@ -1,4 +1,8 @@
-"""The frozen vision transformer: slices -> patch features of intermediate layers."""
+"""The frozen vision transformer: slices -> patch features of intermediate layers.
+
+The only importer of timm. The model is never trained here; its weights come as a state from
+:mod:`dicom_node.weights`, but for timm's own hub.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ from dicom_node.anomaly.spec import EncoderSpec
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What timm knows of one of its vision transformers."""
+    """What timm knows of one of its vision transformers: the card of weights that have none."""
 
     patch_size: int
+    #: number of blocks
     depth: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -27,7 +32,13 @@ class Architecture:
 
 
 def architecture(name: str) -> Architecture:
-    """Return what timm says of model `name`; raises ValueError when it is no ViT of timm's."""
+    """Return what timm says of model `name`, without its weights.
+
+    Raises
+    ------
+    ValueError
+        timm has no such model (the message names some that it has), or it is no vision transformer.
+    """
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*dino*")[:3])
         raise ValueError(f"timm has no model {name!r}; for example {close}")
@@ -46,7 +57,10 @@ def architecture(name: str) -> Architecture:
 
 
 def hub_state(name: str) -> dict[str, Tensor]:
-    """Return the state that timm's own hub has for model `name`; raises OSError or RuntimeError."""
+    """Return the state that timm's own hub has for model `name`, which may download it.
+
+    Raises OSError or RuntimeError where it cannot be fetched.
+    """
     model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
     return dict(model.state_dict())
 
@@ -54,7 +68,8 @@ def hub_state(name: str) -> dict[str, Tensor]:
 def build_encoder(spec: EncoderSpec, state: Mapping[str, Tensor], device: str) -> Encoder:
     """Build the timm model of `spec`, load `state` strictly, freeze it on `device`.
 
-    Raises RuntimeError where the state does not fit the model.
+    Strictly: a tensor that is missing would stay random, and give scores without complaint. Raises
+    RuntimeError where the state does not fit the model.
     """
     model = timm.create_model(
         spec.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True
@@ -71,7 +86,7 @@ def native_bfloat16(device: str) -> bool:
 
 
 class Encoder:
-    """A frozen timm vision transformer on one device."""
+    """A frozen timm vision transformer on one device; it takes and gives tensors on the CPU."""
 
     def __init__(
         self, spec: EncoderSpec, model: nn.Module, device: str, dtype: torch.dtype | None = None
@@ -97,7 +112,8 @@ class Encoder:
         Rows and columns, enlarged, must be multiples of the patch size p. Grey is replicated to
         three channels and normalised as the weights' card says. Patches that `kept`,
         (n, rows/p, columns/p), leaves out are zero; they are not run through the blocks, and the
-        others do not attend to them.
+        others do not attend to them. `batch` slices are encoded at once; it does not change the
+        features beyond rounding.
         """
         # sequences differ in length: one by one on a CPU, padded together where a launch costs more
         batch = batch or (1 if self.device == "cpu" else 32)
@@ -114,7 +130,7 @@ class Encoder:
         )  # n 1 R C
         x = ((x.expand(-1, 3, -1, -1) - self._mean) / self._std).to(self.device, self.dtype)
         flat = kept.flatten(1)  # n P
-        if self._keeper is None:
+        if self._keeper is None:  # every patch is run, the unwanted ones are dropped afterwards
             packed, valid = self._intermediates(x, None), flat
         else:
             index, valid = _packed_index(flat)  # n K, n K

@@ -1,4 +1,8 @@
-"""What is body: threshold and largest component, without a network."""
+"""What is body: threshold, closing and filling, without a network.
+
+Made for what the scores need: no token of air, and every lesion inside. A mask that is too large
+costs time; one that is too small hides what is sought.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,14 @@ from torch import Tensor
 
 
 def otsu_threshold(values: Tensor, bins: int = 256) -> float:
-    """Return the value that best separates `values` into two classes (Otsu 1979, eq. 18)."""
+    """Return the value that best separates `values` into two classes.
+
+    Raises ValueError where all of them are one value, which separates nothing.
+
+    References
+    ----------
+    Otsu 1979, "A threshold selection method from gray-level histograms", eq. 18.
+    """
     low, high = float(values.min()), float(values.max())
     if not high > low:
         raise ValueError("all voxels have one value")
@@ -17,6 +28,7 @@ def otsu_threshold(values: Tensor, bins: int = 256) -> float:
     weight = counts.cumsum(0)
     moment = (counts * centres).cumsum(0)
     total, mean = weight[-1], moment[-1]
+    # sigma_B^2(k), in counts instead of probabilities: the factor does not move its maximum
     between = (mean * weight / total - moment).square() / (weight * (total - weight)).clamp(
         min=1e-9
     )
@@ -29,11 +41,13 @@ def body_mask(voxels: Tensor, low_factor: float = 0.5) -> Tensor:
     """(depth, height, width) -> mask of the body: above the noise, closed and filled.
 
     MR noise lies near zero and tissue is broad, so half of Otsu's threshold keeps dark tissue
-    (ventricles, lesions) that the threshold itself would cut out.
+    (ventricles, lesions) that the threshold itself would cut out. Raises ValueError for a volume of
+    one value.
     """
     low = float(voxels.min())
     threshold = low + low_factor * (otsu_threshold(voxels) - low)
     mask = (voxels > threshold).float()[None, None]
+    # closing bridges dark gaps of up to four voxels, such as the bone between scalp and brain in MR
     closed = 1 - _dilate(1 - _dilate(mask, 2), 2)
     return fill_enclosed(closed[0, 0] > 0.5)
 
@@ -48,7 +62,10 @@ def _dilate(mask: Tensor, radius: int) -> Tensor:
 
 
 def centroid_mm(mask: Tensor, affine: Tensor) -> Tensor:
-    """(depth, height, width) mask and index->LPS affine -> (3,) centroid in LPS mm."""
+    """(depth, height, width) mask and index->LPS affine -> (3,) centroid in LPS mm.
+
+    Raises ValueError for an empty mask.
+    """
     where = mask.nonzero().double()
     if where.shape[0] == 0:
         raise ValueError("the foreground is empty")
@@ -72,4 +89,5 @@ def fill_enclosed(mask: Tensor) -> Tensor:
 
 
 def _seen_before(flags: Tensor, axis: int) -> Tensor:
+    """(depth, height, width) 0/1 -> 1 from the first 1 along `axis` on."""
     return flags.cummax(axis).values

@@ -1,4 +1,4 @@
-"""Voxel values -> [0, 1], robustly inside the foreground."""
+"""Voxel values -> [0, 1], the range of the pictures that the encoder was trained on."""
 
 from __future__ import annotations
 
@@ -31,5 +31,9 @@ def normalize_percentiles(
 
 
 def window_hounsfield(voxels: Tensor, centre: float, width: float) -> Tensor:
-    """(depth, height, width) HU -> [0, 1] over the window (PS3.3 C.11.2.1.2)."""
+    """(depth, height, width) HU -> [0, 1] over the window, `width` above 0.
+
+    HU are absolute: the same tissue has the same grey in every study, which percentiles would undo.
+    The function is LINEAR_EXACT of PS3.3 C.11.2.1.3.2.
+    """
     return ((voxels.float() - (centre - width / 2)) / width).clamp(0, 1)

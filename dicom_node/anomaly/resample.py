@@ -1,4 +1,8 @@
-"""Source grid <-> canonical grid, by affine maps from index to LPS millimetres."""
+"""Source grid <-> canonical grid, by affine maps from index to LPS millimetres.
+
+An affine is (4, 4), maps an index (depth, height, width, 1) of voxel centres to patient coordinates
+(x, y, z, 1) and is kept in fp64; values are fp32.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from dicom_node.anomaly.spec import GridSpec
 def canonical_affine(grid: GridSpec, centre_mm: Tensor) -> Tensor:
     """(3,) centre in LPS mm -> (4, 4) affine of the canonical grid.
 
-    Index (depth, height, width) runs towards S, P, L: LPS z, y, x.
+    Index (depth, height, width) runs towards S, P, L: LPS z, y, x. The grid's middle lies at the
+    centre, between two voxels where its side is even.
     """
     affine = torch.zeros(4, 4, dtype=torch.float64)
     for axis, row in enumerate((2, 1, 0)):
@@ -26,11 +31,14 @@ def canonical_affine(grid: GridSpec, centre_mm: Tensor) -> Tensor:
 def sample(voxels: Tensor, to_source: Tensor, shape: tuple[int, int, int], fill: float) -> Tensor:
     """(depth, height, width) voxels -> `shape`, trilinear; `to_source` maps target to source index.
 
-    Runs slab by slab, so that the sampling grid never outweighs the volume.
+    What lies outside the source is `fill`; within a voxel of its outermost centres the two are
+    mixed. There is no smoothing before a coarser target. Runs slab by slab, so that the sampling
+    grid never outweighs the volume.
     """
     size = torch.tensor(voxels.shape, dtype=torch.float64)
     matrix = to_source.double()
-    source = (voxels.float() - fill)[None, None]
+    # the sampler pads with zeros: made relative to it, `fill` is that zero
+    source = (voxels.float() - fill)[None, None]  # 1 1 D H W
     height, width = torch.meshgrid(
         torch.arange(shape[1], dtype=torch.float64),
         torch.arange(shape[2], dtype=torch.float64),
@@ -47,7 +55,7 @@ def sample(voxels: Tensor, to_source: Tensor, shape: tuple[int, int, int], fill:
             ],
             dim=-1,
         )  # slab H W 3
-        source_index = index @ matrix[:3, :3].T + matrix[:3, 3]
+        source_index = index @ matrix[:3, :3].T + matrix[:3, 3]  # slab H W 3
         # grid_sample wants (x, y, z) in [-1, 1]; align_corners=False puts -1 half a voxel outside
         normal = ((source_index + 0.5) / size * 2 - 1).flip(-1).float()
         out[start : start + len(depth)] = nnf.grid_sample(
@@ -57,6 +65,9 @@ def sample(voxels: Tensor, to_source: Tensor, shape: tuple[int, int, int], fill:
 
 
 def index_map(target_affine: Tensor, source_affine: Tensor) -> Tensor:
-    """(4, 4) index->LPS of target and source -> (4, 4) target index to source index."""
+    """(4, 4) index->LPS of target and source -> (4, 4) target index to source index.
+
+    Raises RuntimeError for a source affine that has no inverse.
+    """
     matrix: Tensor = torch.linalg.solve(source_affine.double(), target_affine.double())
     return matrix

@@ -1,4 +1,13 @@
-"""Cross-subject mutual similarity (MuSc; CoDeGraph3D section 3.1), in chunks."""
+"""Cross-subject mutual similarity, in chunks.
+
+What is usual finds its like in most other subjects, what is abnormal in few: a token's score is its
+mean distance to the nearest token of the subjects that are nearest to it.
+
+References
+----------
+CoDeGraph3D, arXiv 2602.15315, section 3.1, after MuSc. Every token of another subject is a
+candidate match: there is no search window.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +21,8 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
     """(n, d) and (m, d) -> (n,) and (m,) Euclidean distance to the nearest of the other set.
 
     One product serves both directions; no (n, m) matrix outlives its chunk. Squared distances are
-    accumulated in fp32 and clamped at 0 against cancellation. Raises ValueError on an empty set.
+    accumulated in fp32 and clamped at 0 against cancellation: equal tokens come out up to some
+    thousandths of their norm apart. Raises ValueError on an empty set.
     """
     if queries.shape[0] == 0 or keys.shape[0] == 0:
         raise ValueError("mutual similarity needs tokens on both sides")
@@ -31,13 +41,20 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
 
 
 def n_nearest(n_others: int, share: float) -> int:
-    """Return K = max(1, ceil(rho (B - 1))) for B - 1 other subjects."""
+    """Return K = max(1, ceil(rho (B - 1))) for B - 1 other subjects; ValueError for none.
+
+    Rounded up: a floor gives K = 0 for a small batch, and then a mean of nothing.
+    """
     if n_others < 1:
         raise ValueError("mutual similarity needs at least one other subject")
+    # less the rounding of the product: 0.07 * 100 is above 7
     return min(n_others, max(1, math.ceil(share * n_others - 1e-9)))
 
 
 def interval_average(distances: Tensor, share: float) -> Tensor:
-    """(others, ..., n) distances -> (..., n): mean of the K smallest over the other subjects."""
+    """(others, ..., n) distances -> (..., n): mean of the K smallest over the other subjects.
+
+    The order of the others never changes it.
+    """
     k = n_nearest(distances.shape[0], share)
     return distances.topk(k, dim=0, largest=False).values.mean(0)

@@ -1,4 +1,8 @@
-"""Volume -> stacks of slices along the three anatomical axes."""
+"""Volume -> stacks of slices along the three anatomical axes.
+
+The canonical grid's axes are the patient's, so a stack of axis 0, 1 or 2 is axial, coronal or
+sagittal whatever the orientation in which the series was acquired.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,20 @@ from torch import Tensor
 
 
 def slice_positions(n_tokens: int, pitch: int, per_token: int) -> Tensor:
-    """Return (n_tokens, per_token) positions in voxels, evenly spread in each token's depth."""
+    """Return (n_tokens, per_token) positions in voxels, evenly spread in each token's depth.
+
+    A position counts from the centre of voxel 0: one slice of a token of 7 lies at 3.0.
+    """
     within = (torch.arange(per_token, dtype=torch.float32) + 0.5) / per_token * pitch - 0.5
     return torch.arange(n_tokens, dtype=torch.float32)[:, None] * pitch + within
 
 
 def take_slices(volume: Tensor, axis: int, positions: Tensor) -> Tensor:
-    """(depth, height, width), n positions along `axis` -> (n, rows, columns), linear."""
-    moved = volume.movedim(axis, 0)
+    """(depth, height, width), n positions along `axis` -> (n, rows, columns), linear.
+
+    The two axes that are left keep their order; positions beyond an end take the outermost slice.
+    """
+    moved = volume.movedim(axis, 0)  # slices rows columns
     last = moved.shape[0] - 1
     below = positions.floor().clamp(0, last).long()
     above = (below + 1).clamp(max=last)

@@ -1,4 +1,7 @@
-"""Frozen specifications of the method; their fields, hashed, name a token space."""
+"""Frozen specifications of the method; their fields, hashed, name a token space.
+
+What the configuration does not set keeps the default that it has here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class GridSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return (depth, height, width) in voxels."""
+        """Return (depth, height, width) in voxels, each rounded to a whole one."""
         depth, height, width = (round(extent / self.spacing_mm) for extent in self.extent_mm)
         return depth, height, width
 
@@ -30,7 +33,7 @@ class EncoderSpec:
     patch_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    #: pass block outputs through the final LayerNorm (method.md 1.2: not stated in the paper)
+    #: pass block outputs through the final LayerNorm; the paper does not say whether it does
     final_norm: bool = True
 
 
@@ -51,7 +54,10 @@ class TokenSpec:
     min_foreground: float = 0.25
 
     def pitch_voxels(self, patch_size: int) -> int:
-        """Return the edge of a token's cube in canonical voxels."""
+        """Return the edge of a token's cube in canonical voxels.
+
+        Raises ValueError where the enlargement does not divide the patch.
+        """
         if patch_size % self.upsampling:
             message = f"upsampling {self.upsampling} must divide the patch size {patch_size}"
             raise ValueError(message)
@@ -60,7 +66,7 @@ class TokenSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScoringSpec:
-    """Mutual similarity, calibration and map."""
+    """Mutual similarity, calibration and map; none of it changes a token."""
 
     #: share rho of the other subjects that is averaged: K = max(1, ceil(rho (B - 1)))
     nearest_share: float = 0.3

@@ -2,6 +2,11 @@
 
 Deviation, ours: slices are enlarged in-plane and the depth of a block is shortened alike, so that a
 token's cube is smaller than the encoder's patch (7 mm instead of 14 mm at 1 mm voxels).
+
+References
+----------
+Eq. 1: z_a, features of axis a averaged over a block of slices, then L2-normalised. Eq. 2: v_a = R^T
+z_a, one Gaussian R for all axes. Eq. 3: the token is the three axes' v_a side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of one subject."""
+    """The tokens of one subject: those places of its token grid that hold foreground."""
 
     #: (layers, n, dim) fp32
     values: Tensor
@@ -39,14 +44,18 @@ class Tokens:
 
 
 def projection_matrix(features: int, dim: int, seed: int) -> Tensor:
-    """Return (features, dim) of N(0, 1/dim), the same for all axes and layers (eq. 2)."""
+    """Return (features, dim) of N(0, 1/dim), the same for all axes and layers (eq. 2).
+
+    It keeps distances on average; one rule for all layers keeps them comparable. The same seed
+    gives the same matrix in every process, which the kept tokens rely on.
+    """
     generator = torch.Generator().manual_seed(seed)
     matrix: Tensor = torch.randn(features, dim, generator=generator) / dim**0.5
     return matrix
 
 
 def foreground_share(foreground: Tensor, pitch: int) -> Tensor:
-    """(depth, height, width) mask -> (D, H, W) share of foreground in each token's cube."""
+    """(depth, height, width) mask -> (D, H, W) share of foreground (0..1) in each token's cube."""
     share: Tensor = nnf.avg_pool3d(foreground.float()[None, None], pitch, pitch)[0, 0]
     return share
 
@@ -67,7 +76,8 @@ def axis_features(
 ) -> Tensor:
     """(depth, height, width) -> (layers, D, H, W, features): pooled, then normalised (eq. 1).
 
-    Slices and patches without a kept token are not encoded; their places stay zero.
+    Slices and patches without a kept token are not encoded; their places stay zero. (D, H, W) is in
+    the order of the volume whatever the axis, so that the three can be put side by side.
     """
     pitch = spec.pitch_voxels(encoder.spec.patch_size)
     foreground = kept_tokens(share, spec).movedim(axis, 0)  # the stack's tokens, rows, columns
@@ -94,7 +104,8 @@ def tokenize(
 ) -> Tokens:
     """(depth, height, width) in [0, 1] and mask on the canonical grid -> tokens of the foreground.
 
-    Raises ValueError when the grid does not fit the pitch or no token holds enough foreground.
+    `progress` is told the share that is done, once per axis. Raises ValueError when the grid does
+    not fit the pitch or no token holds enough foreground.
     """
     pitch = spec.pitch_voxels(encoder.spec.patch_size)
     check_grid(tuple(volume.shape), pitch)
@@ -113,7 +124,7 @@ def tokenize(
 
 
 def _project(features: Tensor, spec: TokenSpec) -> Tensor:
-    """(layers, n, features) -> (layers, n, k)."""
+    """(layers, n, features) -> (layers, n, k); k = 0 keeps the features."""
     if spec.projection_dim == 0:
         return features
     return features @ projection_matrix(features.shape[-1], spec.projection_dim, spec.seed)
