@@ -1,4 +1,14 @@
-"""Objects -> destination until acknowledged: a lane each, so a dead one blocks only itself."""
+"""Objects -> destination until acknowledged: a lane each, so a dead one blocks only itself.
+
+What is to be sent stands in the ledger (the outbox of :mod:`dicom_node.store.result_table`); a lane
+keeps nothing between two rounds and may be killed at any moment. An object is recorded as delivered
+only after its C-STORE response. Killed between the two, a lane sends it again, which is harmless:
+it is the same SOP Instance. What goes wrong is told apart by what it concerns:
+
+- the destination at this moment (no association; 0xA7xx, PS3.4 B.2.3): all that is due is put off;
+- one object (no presentation context, a failure status): it is set aside, the others go;
+- one object that the association broke at: it alone is put off.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +35,17 @@ _PER_ASSOCIATION = 500
 
 
 class Lane:
-    """Sends what is due for one destination."""
+    """Sends what is due for one destination.
+
+    Parameters
+    ----------
+    results
+        Folder below which the object files lie.
+    destination
+        Where to, how long one answer may take, and for how long to try.
+    calling_ae_title
+        The node's own, by which the destination knows it.
+    """
 
     def __init__(
         self, database: Database, results: Path, destination: Destination, calling_ae_title: str
@@ -39,7 +59,7 @@ class Lane:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Send until `stop` is set."""
+        """Send until `stop` is set; the association in hand is finished first."""
         while not stop.is_set():
             try:
                 busy = self.send_due()
@@ -50,12 +70,20 @@ class Lane:
                 stop.wait(_IDLE_S)
 
     def send_due(self) -> bool:
-        """Send everything that is due, over one association; returns whether there was anything."""
+        """Send what is due, over one association; returns whether there was anything.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            An outcome could not be recorded: the association is aborted, and what was acknowledged
+            and not recorded is sent once more.
+        """
         name = self._destination.name
         with self._database.read() as db:
             due = result_table.due_deliveries(db, name, clock.now(), _PER_ASSOCIATION)
         if not due:
             return False
+        # in the order of sending: whoever is first in it while sending is the one under way
         waiting = {self._results / item.file_name: item for item in due}
         try:
             send(
@@ -74,7 +102,7 @@ class Lane:
         return True
 
     def _delivered(self, item: DueDelivery, status: int) -> None:
-        """Record the acknowledgement as soon as it is there."""
+        """Record the acknowledgement as soon as it is there: a later loss cannot undo it."""
         with self._database.begin() as db:
             result_table.settle_delivery(
                 db,
@@ -94,7 +122,11 @@ class Lane:
             self._settle(item, error, clock.now(), given_up=True)
 
     def _put_off(self, error: DeliveryError, waiting: Sequence[DueDelivery]) -> None:
-        """Try again later what was not sent, until the destination's own limit."""
+        """Try again later what was not sent, until the destination's own limit.
+
+        The limit counts from when the object was made or revived, not from its attempts: an outage
+        of the archive over a weekend costs nothing if ``give_up`` is longer.
+        """
         at = clock.now()
         longest = timedelta(seconds=self._destination.give_up)
         for item in waiting:
@@ -103,6 +135,7 @@ class Lane:
     def _settle(
         self, item: DueDelivery, error: DeliveryError, at: datetime, *, given_up: bool
     ) -> None:
+        """Record that an object was not delivered, and from when it is due again."""
         lane = self._destination
         delay = min(lane.retry_max, lane.retry_first * 2 ** min(item.attempts, 20))
         with self._database.begin() as db:

@@ -30,22 +30,11 @@ _AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
 class Line:
     """What the stages share in one worker: configuration, ledger, files, the encoder.
 
-    Parameters
-    ----------
-    config
-        The whole file, validated.
-    database
-        The ledger, migrated.
-    cache
-        Folder of downloaded weights.
-
     Raises
     ------
-    WeightsMissing, WeightsMismatch
-        The weights that ``[encoder]`` names are not there or are others: said when the worker
-        starts, not when its first study comes.
-    ConfigError
-        ``encoder.model`` is no model that can be used.
+    WeightsMissing, WeightsMismatch, ConfigError
+        What ``[encoder]`` names is not there, or is something else: said when the worker starts,
+        not when its first study comes.
     """
 
     def __init__(self, config: NodeConfig, database: Database, cache: Path) -> None:
@@ -115,9 +104,8 @@ class Line:
     def token_fingerprint(self, of: Protocol) -> str:
         """Return the hash of everything that shapes a token: it keys the reference batch.
 
-        Tokens of two fingerprints are never compared. A new version of the node is a new
-        fingerprint, hence a batch that is founded anew: whether tokens changed is not something
-        that code can tell of itself.
+        Tokens of two fingerprints are never compared. A new version of the node has another one,
+        since no code can tell whether it changed a token: its batches are founded anew.
         """
         return digest(
             asdict(self.encoder_spec),
@@ -148,12 +136,8 @@ class Line:
     def series(self, uid: str) -> tuple[Series, str]:
         """Return a series as it is now and the name of its content as a subject.
 
-        Both of one moment: an instance that comes later makes another subject.
-
-        Raises
-        ------
-        LookupError
-            The ledger does not know the series.
+        Both of one moment: an instance that comes later makes another subject. Raises LookupError
+        for a series that the ledger does not know.
         """
         with self.database.read() as db:
             found = series_table.load(db, uid, self.folders.inbox)

@@ -5,7 +5,9 @@
 ``report``    token scores -> anomaly map on the source grid -> findings -> SEG and SC -> outbox
 
 Each is idempotent: its product lies on disk under a name made from its input, so that a node killed
-anywhere re-runs at most one of them.
+anywhere re-runs at most one of them. Each reads what it needs from the ledger and the disk, and
+hands nothing to the next but rows and files. It returns a short text for the ledger, without
+patient data; what is wrong is raised, and the worker makes a state of it.
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ from dicom_node.store import job_table, reference_table, result_table, series_ta
 from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.volume import Volume
 
-#: called with the share of the stage that is done; the worker renews its lease
+#: called with the share of the stage that is done, 0..1
 Progress = Callable[[float], None]
 
 
 def patient_key(header: Dataset) -> str:
-    """Return a digest of the patient's identity (Patient ID and its issuer, else the study)."""
+    """Return a digest of the patient's identity (Patient ID and its issuer, else the study).
+
+    A Patient ID is unique within its issuer alone (PS3.3 C.7.1.1). Without one each study is a
+    patient: two studies of an unknown patient may then meet in a batch.
+    """
     identity = str(header.get("PatientID") or "").strip()
     issuer = str(header.get("IssuerOfPatientID") or "").strip()
     return digest(identity or str(header.StudyInstanceUID), issuer)
@@ -52,7 +58,16 @@ def patient_key(header: Dataset) -> str:
 
 
 def tokenize(line: Line, uid: str, progress: Progress) -> str:
-    """Turn a complete series into tokens and make it known to its batch; returns the protocol."""
+    """Turn a complete series into tokens and make it known to its batch; returns the protocol.
+
+    Tokens that are kept are not made again. Where the batch is now large enough, the jobs that wait
+    for it are released.
+
+    Raises
+    ------
+    SeriesRejected
+        The series is no volume, no protocol claims it, or there is no body in it.
+    """
     series, name = line.series(uid)
     source = volume.build(series.files)
     claimed = protocol.match(line.config.protocol, source.headers[0], source.spacing_mm[0])
@@ -70,13 +85,19 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
 
 
 def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
-    """Place a volume on the protocol's canonical grid and encode it; raises EmptyForeground."""
+    """Place a volume on the protocol's canonical grid and encode it.
+
+    Raises
+    ------
+    EmptyForeground
+        No body was found, or too little of it for a token.
+    """
     voxels = torch.from_numpy(source.voxels)
     affine = torch.from_numpy(source.affine)
     grid = line.grid_spec(claimed)
     try:
         target = resample.canonical_affine(grid, _foreground_centre(voxels, affine))
-        fill = float(voxels.min())
+        fill = float(voxels.min())  # beyond the source there is air
         canonical = resample.sample(voxels, resample.index_map(target, affine), grid.shape, fill)
         mask = foreground.body_mask(canonical)
         normal = _normalized(canonical, mask, claimed)
@@ -87,7 +108,10 @@ def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progre
 
 
 def _foreground_centre(voxels: Tensor, affine: Tensor) -> Tensor:
-    """Return (3,) LPS mm of the body's centroid, found on a coarse subsample (about 3 mm)."""
+    """Return (3,) LPS mm of the body's centroid, found on a coarse subsample (about 3 mm).
+
+    The grid must hold the body before the mask on the grid can be made; a few millimetres do.
+    """
     spacing = affine[:3, :3].norm(dim=0)
     steps = [max(1, int(3.0 / float(edge))) for edge in spacing]
     coarse = voxels[:: steps[0], :: steps[1], :: steps[2]]
@@ -97,7 +121,7 @@ def _foreground_centre(voxels: Tensor, affine: Tensor) -> Tensor:
 
 
 def _normalized(canonical: Tensor, mask: Tensor, claimed: Protocol) -> Tensor:
-    """(depth, height, width) -> [0, 1] as the protocol says."""
+    """(depth, height, width) -> [0, 1] as the protocol says, 0 outside the body."""
     if claimed.intensity == "hounsfield":
         return intensity.window_hounsfield(canonical, *claimed.window_hu) * mask
     return intensity.normalize_percentiles(canonical, mask)
@@ -109,7 +133,17 @@ def _normalized(canonical: Tensor, mask: Tensor, claimed: Protocol) -> Tensor:
 def score(line: Line, uid: str, progress: Progress) -> str:
     """Score a tokenized series against its frozen reference batch; returns the batch's version.
 
-    Raises InsufficientReference while the batch is too small, NonFiniteScores.
+    The file comes before the row, and admission after both: killed in between, it is done again and
+    the row's first content stays.
+
+    Raises
+    ------
+    InsufficientReference
+        The batch is too small yet.
+    NonFiniteScores
+        A fault of ours; nothing is kept.
+    ConfigError
+        The series' protocol is no longer in the configuration.
     """
     series, name = line.series(uid)
     claimed = line.config.protocol_named(str(series.protocol))
@@ -144,9 +178,10 @@ def score(line: Line, uid: str, progress: Progress) -> str:
 
 
 def subject_scores(scores: BatchScores) -> tuple[float, float]:
-    """Return the subject score and its percentile among the reference subjects' own.
+    """Return the subject score and its percentile (0..100) among the reference subjects' own.
 
-    Raises NonFiniteScores: such a score never leaves the node.
+    100 means above all of them; a batch of n gives n + 1 different values. Raises NonFiniteScores:
+    such a score never leaves the node.
     """
     own = anomaly_map.subject_score(scores.calibrated)
     reference = [anomaly_map.subject_score(grid) for grid in scores.reference]
@@ -169,7 +204,7 @@ def _patient_of(line: Line, claimed: Protocol, subject: str) -> str:
 
 
 def score_folder(line: Line, entry: Score) -> Path:
-    """Return where a score's products lie; the name is the score's identity."""
+    """Return where a score's products lie; another batch or setting is another folder."""
     return line.folders.results / digest(entry.subject, entry.fingerprint, entry.batch_version)
 
 
@@ -177,7 +212,19 @@ def score_folder(line: Line, entry: Score) -> Path:
 
 
 def report(line: Line, uid: str, progress: Progress) -> str:
-    """Make findings and result objects of a score and queue their delivery; returns a summary."""
+    """Make findings and result objects of a score and queue their delivery; returns a summary.
+
+    The objects are durable before they are recorded. Their UIDs are derived from what they show, so
+    that a second run writes the same instances and queues nothing twice. A protocol in shadow mode
+    is reported here and sent nowhere.
+
+    Raises
+    ------
+    LookupError
+        The current revision of the series has no score.
+    ObjectError
+        We made an invalid object.
+    """
     series, _ = line.series(uid)
     with line.database.read() as db:
         score_id, entry = result_table.get_score(db, uid, series.revision)
@@ -213,7 +260,11 @@ def _name_body_part(source: Volume, claimed: Protocol) -> None:
 
 
 def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> NDArray[np.float32]:
-    """Return the (depth, height, width) calibrated anomaly map on the source grid."""
+    """Return the (depth, height, width) calibrated anomaly map on the source grid.
+
+    Voxels that no token reaches, and what lies beyond the canonical grid, are 0: as usual as can
+    be, so that they make no finding.
+    """
     subject = line.files(claimed).load_subject(entry.subject)
     grid = load_file(score_folder(line, entry) / "tokens.safetensors")["calibrated"]
     pitch = line.token_spec.pitch_voxels(line.encoder_spec.patch_size)
@@ -228,6 +279,7 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
 
 def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
+    """Gather what a result object says about its score."""
     return ScoreSummary(
         protocol=claimed.name,
         subject_score=entry.subject_score,
@@ -251,6 +303,7 @@ def _write_objects(
     summary: ScoreSummary,
 ) -> list[ResultObject]:
     """Write the configured objects and the summary picture; returns what is to be sent."""
+    # made by the score stage, which keeps its grid there
     folder = score_folder(line, entry)
     picture = render_summary(
         source.voxels,
@@ -322,6 +375,7 @@ def _write_captures(
 
 
 def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
+    """Write a Part 10 file (PS3.10 section 7) that is whole or absent."""
     with durable.replacing(path) as partial:
         ds.save_as(partial, enforce_file_format=True)
     name = f"{path.parent.name}/{path.name}"

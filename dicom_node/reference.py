@@ -1,7 +1,11 @@
 """Rolling reference batch: its files on disk, who is in it, and the frozen batch of one score.
 
+A study is judged by its distance to other studies of its protocol, so the batch decides what is
+usual. It rolls: usual studies are admitted after they were scored, unusual ones are kept out, the
+oldest leave. Each score is made with a frozen batch whose name is its content.
+
 Distances are kept per ordered pair of subjects, so that a subject added to a batch of n costs O(n)
-and every leave-one-out map follows from files that exist.
+and every leave-one-out map follows from files that exist. Who is in the batch, rows alone say.
 """
 
 from __future__ import annotations
@@ -27,13 +31,14 @@ from dicom_node.store import reference_table
 from dicom_node.store.database import Database
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED, Member
 
-#: a study above this percentile of the batch's own scores is not admitted
+#: a study above this percentile of the batch's own scores is not admitted: that keeps out about one
+#: usual study of twenty, which costs less than an abnormal one that hides its like
 ADMISSION_PERCENTILE = 95.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is kept of one tokenized volume."""
+    """What is kept of one tokenized volume: enough to score it and to bring its map back."""
 
     tokens: Tokens
     #: (depth, height, width) bool, foreground on the canonical grid
@@ -51,14 +56,21 @@ class Batch:
 
 
 class ReferenceFiles:
-    """Tokens and pair distances of one fingerprint, as safetensors files."""
+    """Tokens and pair distances of one fingerprint, as safetensors files.
+
+    Several workers may use one folder: every file is replaced whole, and distances that one of them
+    overwrites unseen are measured again when they are asked for.
+    """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
         self._tokens = root / "tokens" / fingerprint
         self._distances = root / "distances" / fingerprint
 
     def save_subject(self, name: str, subject: Subject) -> None:
-        """Keep a subject; tokens are rounded to bf16, and scores are made from the kept ones."""
+        """Keep a subject; tokens are rounded to bf16, and scores are made from the kept ones.
+
+        Rounding halves the files. `name`, the digest of the series' content, is a file name.
+        """
         packed = subject.foreground.to(torch.uint8).flatten()
         _save(
             {
@@ -77,7 +89,7 @@ class ReferenceFiles:
         return (self._tokens / f"{name}.safetensors").exists()
 
     def load_subject(self, name: str) -> Subject:
-        """Read a kept subject; raises FileNotFoundError when it is not."""
+        """Read a kept subject, its tokens as fp32; raises FileNotFoundError when it is not."""
         data = load_file(self._tokens / f"{name}.safetensors")
         depth, height, width = data["grid_shape"].tolist()
         tokens = Tokens(data["values"].float(), data["index"], (depth, height, width))
@@ -94,7 +106,9 @@ class ReferenceFiles:
     def distances(self, name: str, others: Sequence[str], chunk: int) -> Tensor:
         """Return (others, layers, n): distance of each own token to each other subject.
 
-        What is not kept yet is measured, in both directions, and kept.
+        What is not kept yet is measured, in both directions, and kept: one product of the tokens
+        serves both, and the leave-one-out maps want the other. `others` is not empty and does not
+        hold `name`; `chunk` bounds the memory of a product.
         """
         kept = self._load_distances(name)
         missing = [other for other in others if other not in kept]
@@ -121,7 +135,7 @@ def _pair(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that is whole or absent."""
+    """Write a safetensors file that is whole or absent, also after a power cut."""
     durable.make_folder(path.parent)
     with durable.replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
@@ -140,13 +154,13 @@ def _unpack_bits(packed: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class BatchScores:
-    """The token scores of one subject against one batch."""
+    """The token scores of one subject against one batch; higher is more anomalous."""
 
     #: (D, H, W) mean distance to the nearest share of the batch, NaN where there is no token
     raw: Tensor
     #: (D, H, W) the same, calibrated; equal to raw where calibration is off
     calibrated: Tensor
-    #: per reference subject, its own leave-one-out scores calibrated by the others
+    #: per reference subject in the batch's order, its leave-one-out scores calibrated by the others
     reference: tuple[Tensor, ...]
 
 
@@ -161,6 +175,17 @@ def score_against(
 
     One code path for a new study and for leave-one-out: a reference subject's own map is its score
     against the others of the batch, calibrated by the others' maps.
+
+    Parameters
+    ----------
+    batch
+        Three subjects or more, all in `files`; their order never changes a score.
+    progress
+        Called with the share that is done, once per reference subject.
+
+    References
+    ----------
+    CoDeGraph3D, arXiv 2602.15315, section 3.1; the calibration by place is ours.
     """
     raw = _grid(files, name, batch, spec)
     grids = []
@@ -173,6 +198,7 @@ def score_against(
     usual = torch.stack(grids)
     calibrated = calibrate(raw, *location_and_scale(usual, spec.scale_floor))
     own = []
+    # without its own map: a subject would pass as usual at the very place where it is not
     for place in range(len(batch)):
         rest = torch.cat([usual[:place], usual[place + 1 :]])
         own.append(calibrate(usual[place], *location_and_scale(rest, spec.scale_floor)))
@@ -192,7 +218,10 @@ def _grid(
 
 
 class ReferenceBatch:
-    """Who is in the reference batch of one protocol."""
+    """Who is in the reference batch of one protocol, in one token space.
+
+    The protocol's ``min_reference`` and ``max_reference`` bound it, in patients.
+    """
 
     def __init__(self, database: Database, protocol: Protocol, fingerprint: str) -> None:
         self._database = database
@@ -200,7 +229,11 @@ class ReferenceBatch:
         self._fingerprint = fingerprint
 
     def add_candidate(self, subject: str, uid: str, patient_key: str, at: datetime) -> None:
-        """Make a tokenized subject known."""
+        """Make a tokenized subject known; it serves while the batch is founded.
+
+        A subject that is known already keeps its state. Earlier revisions of its series leave, and
+        of one `patient_key` only the newest study counts.
+        """
         entry = Member(subject, uid, patient_key, CANDIDATE, "tokenized, not yet scored")
         with self._database.begin() as db:
             reference_table.add_candidate(db, self._protocol.name, self._fingerprint, entry, at)
@@ -209,7 +242,13 @@ class ReferenceBatch:
         """Freeze the batch that `subject` is scored with: one subject per other patient.
 
         Candidates serve until enough are admitted: a new protocol is founded by its first studies,
-        each scored against the others. Raises InsufficientReference.
+        each scored against the others. The patient's own earlier studies never serve: the lesion
+        that was there before would be the nearest match, and hide the one that is there now.
+
+        Raises
+        ------
+        InsufficientReference
+            Fewer than ``min_reference`` subjects of other patients; the message says how many.
         """
         found = self._members((ADMITTED,), subject, patient_key)
         if len(found) < self._protocol.min_reference:
@@ -238,7 +277,11 @@ class ReferenceBatch:
         ]
 
     def ready(self) -> bool:
-        """Return whether the newest study could be scored now."""
+        """Return whether every member could be scored now, whoever it is.
+
+        The job that waits for the batch belongs to a member, who may not serve in its own batch:
+        hence one patient more than the batch needs.
+        """
         states = (ADMITTED, CANDIDATE)
         return len(self._members(states, "", "")) > self._protocol.min_reference
 
@@ -247,7 +290,7 @@ class ReferenceBatch:
 
         While the batch is being founded nobody is turned away: a study above the limit goes on
         serving as a candidate until enough others are admitted, or a small site would never get
-        its first batch.
+        its first batch. A full batch loses its oldest subject.
         """
         where = (self._protocol.name, self._fingerprint)
         with self._database.begin() as db:

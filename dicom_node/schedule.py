@@ -1,4 +1,8 @@
-"""APScheduler duties: they look at the ledger and queue rows; they never do the work themselves."""
+"""APScheduler duties: they look at the ledger and queue rows; they never do the work themselves.
+
+What is due stands in the ledger, not in the scheduler: a node that was down does at its first look
+what it missed. A duty takes milliseconds, so that none can hold up another.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +20,34 @@ _log = logging.getLogger(__name__)
 
 
 class Duties:
-    """The node's standing duties."""
+    """The node's standing duties, run in threads of the scheduler."""
 
     def __init__(self, config: NodeConfig, database: Database) -> None:
         self._config = config
         self._database = database
+        # coalesce: after a pause one look is as good as all that were missed
         self._scheduler = BackgroundScheduler(
             timezone="UTC",
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
 
     def start(self) -> None:
-        """Start the duties in a thread."""
+        """Start the duties in threads of their own; returns at once."""
+        # four looks in the quiet time: a series is late by a quarter of it at most
         quiet = self._config.completion.quiet
         self._scheduler.add_job(self.complete, "interval", seconds=max(0.5, min(5.0, quiet / 4)))
         self._scheduler.add_job(self.requeue, "interval", seconds=30)
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Stop; a duty under way is finished."""
+        """Stop for good; a duty under way is finished."""
         self._scheduler.shutdown(wait=True)
 
     def complete(self) -> None:
-        """Close the series that are complete."""
+        """Close the series that are complete and queue their first stage.
+
+        A locked ledger puts it off to the next look: nothing is lost, the rule is over rows.
+        """
         rule = self._config.completion
         try:
             with self._database.begin() as db:
@@ -50,7 +59,11 @@ class Duties:
             _log.info("series %s is complete", uid)
 
     def requeue(self) -> None:
-        """Queue again what a dead worker left running."""
+        """Queue again what a dead worker left running, or fail it when its attempts are used up.
+
+        Workers do the same at each claim; this is for when no worker is left to do so, so that
+        ``status`` does not go on saying "running".
+        """
         try:
             with self._database.begin() as db:
                 attempts = self._config.scoring.max_attempts

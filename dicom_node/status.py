@@ -1,4 +1,7 @@
-"""The state of the node as plain values: what `status` prints and a script reads."""
+"""The state of the node as plain values: what `status` prints and a script reads.
+
+Read from the ledger alone, so that it tells as much of a node that is down.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,15 @@ _FAULTS, _UNFINISHED, _REFUSALS = 20, 50, 20
 def collect_status(database: Database) -> dict[str, Any]:
     """Return counts per state, and what needs a look, newest first; JSON can hold all of it.
 
-    Raises DatabaseUnavailable when the ledger does not answer.
+    All counts are of one moment: one read transaction. Texts are UIDs, AE titles and reasons as
+    they were recorded.
+
+    Returns
+    -------
+    dict
+        ``version``, ``at`` (ISO 8601, UTC); counts by name under ``received``, ``jobs``,
+        ``reference`` ("protocol state") and ``delivery`` ("destination state"); lists of what needs
+        a look, cut at a length that a person reads. Raises DatabaseUnavailable.
     """
     with database.read() as db:
         return {

@@ -1,4 +1,10 @@
-"""Claim -> run stage -> persist; where exceptions meet job states."""
+"""Claim -> run stage -> persist; where exceptions meet job states.
+
+One of the four places at which an exception becomes an answer: whatever a stage raises is here
+turned into a state of its job, with the reason for a person. A worker may be killed at any moment.
+Its job is then due again when the lease is over, and the stages are such that running one twice
+does no harm.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +22,8 @@ from dicom_node.store import job_table
 
 _log = logging.getLogger(__name__)
 
-#: a worker that gives no sign of life for this long is taken for dead
+#: a worker that gives no sign of life for this long is taken for dead: many heartbeats, so that a
+#: locked ledger or a busy machine costs none its job, and yet short beside scoring on a CPU
 LEASE_S = 120.0
 _IDLE_S = 0.5
 
@@ -28,26 +35,47 @@ _STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress], str]] = {
 
 
 class Worker:
-    """Runs one job after the other; one per GPU or CPU, the encoder loaded once."""
+    """Runs one job after the other; one per GPU or CPU, the encoder loaded once.
+
+    Parameters
+    ----------
+    line
+        What the stages share.
+    name
+        Of the process; its number is added, so that a worker that is started again never passes for
+        its predecessor.
+    """
 
     def __init__(self, line: Line, name: str) -> None:
         self._line = line
         self._name = f"{name}-{os.getpid()}"
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; the job in hand is finished first."""
+        """Work until `stop` is set; the job in hand is finished first.
+
+        A ledger that does not answer is waited for: raised from here, it would end the process
+        with the status by which the supervisor stops the node.
+        """
         while not stop.is_set():
             try:
                 busy = self.run_one()
             except DatabaseUnavailable as error:
-                # no reason to end: a job in hand is taken up again when its lease is over
+                # a job in hand is taken up again when its lease is over
                 _log.warning("the work waits: %s", error)
                 busy = False
             if not busy:
                 stop.wait(_IDLE_S)
 
     def run_one(self) -> bool:
-        """Run the next due job; returns whether there was one."""
+        """Run the next due job; returns whether there was one.
+
+        Jobs whose worker died are taken back first, so that a node without its duties works on.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            Nothing was claimed, or the outcome could not be recorded and the job is run again.
+        """
         attempts = self._line.config.scoring.max_attempts
         with self._line.database.begin() as db:
             job_table.requeue_expired(db, attempts, clock.now())
@@ -73,7 +101,7 @@ class Worker:
             self._finish(job, outcome)
 
     def _disposed(self, job: Job, error: NodeError) -> tuple[JobState, float]:
-        """Turn the exception's disposition into a state and a delay."""
+        """Turn the exception's disposition into a state and a delay in seconds."""
         if error.disposition is Disposition.WAIT:
             return JobState.WAITING, 0.0
         if error.disposition is Disposition.REJECT:
@@ -83,13 +111,13 @@ class Worker:
         return JobState.FAILED, 0.0
 
     def _retried(self, job: Job) -> tuple[JobState, float]:
-        """Queue again with growing delay, until the attempts are used up."""
+        """Queue again with growing delay (5 s, 20 s, 80 s, ...), until the attempts are used up."""
         if job.attempts >= self._line.config.scoring.max_attempts:
             return JobState.FAILED, 0.0
         return JobState.QUEUED, 5.0 * 4 ** (job.attempts - 1)
 
     def _settle(self, job: Job, state: JobState, delay_s: float, *, reason: str) -> None:
-        """Record that the job did not get done."""
+        """Record that the job did not get done; late instances may have superseded it by now."""
         log = _log.info if state is JobState.WAITING else _log.warning
         log("%s of series %s is %s: %s", job.stage, job.series_instance_uid, state, reason)
         at = clock.now()
@@ -114,6 +142,7 @@ class Worker:
         following = job.stage.following
         protocol = outcome if job.stage is Stage.TOKENIZE else job.protocol
         with self._line.database.begin() as db:
+            # not done: superseded meanwhile, or another worker's by now; its next stage is not ours
             done = job_table.let_go(
                 db, job.id, self._name, JobState.DONE, at, reason=outcome, protocol=protocol
             )
@@ -124,7 +153,11 @@ class Worker:
 
 
 class _Heartbeat:
-    """Renews a job's lease from a thread of its own while the job runs."""
+    """Renews a job's lease from a thread of its own while the job runs.
+
+    It says that the process lives, not that the stage gets anywhere: a stage that hangs keeps its
+    lease.
+    """
 
     def __init__(self, line: Line, job: Job, worker: str) -> None:
         self._line, self._job, self._worker = line, job, worker
@@ -139,6 +172,7 @@ class _Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
+        """Renew until the job is let go; a lease that is lost is found out then, by its owner."""
         while not self._done.wait(LEASE_S / 4):
             try:
                 with self._line.database.begin() as db:

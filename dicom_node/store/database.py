@@ -5,8 +5,7 @@ the driver raises becomes :class:`~dicom_node.errors.DatabaseUnavailable` here a
 
 References
 ----------
-SQLite, "Write-Ahead Logging" (sqlite.org/wal.html): readers do not block the writer, nor it them;
-"PRAGMA synchronous": in WAL mode only FULL syncs the log at each commit.
+SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ class Database:
         """Run one write transaction: committed at the end of the block, rolled back if it raises.
 
         It takes the only write lock at its beginning, so what is read inside cannot change before
-        what is written: no compare-and-swap is needed. Keep the block short, and do no file or
-        network work in it.
+        what is written. Keep the block short: no file or network work in it.
 
         Raises
         ------
@@ -63,12 +61,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Run one read transaction: one moment of the ledger, however long the block takes.
 
-        It never waits for a writer and holds none up.
-
-        Raises
-        ------
-        DatabaseUnavailable
-            The file cannot be opened or is damaged.
+        It never waits for a writer and holds none up. Raises DatabaseUnavailable.
         """
         reading = self._engine.execution_options(read_only=True)
         with _answering(), reading.connect() as connection:
@@ -116,12 +109,8 @@ def _engine(path: Path, timeout_s: float) -> Engine:
 def migrate(path: Path) -> None:
     """Create or upgrade the ledger at `path` to this version's tables, in one transaction.
 
-    Two processes may call it at once: the second finds nothing left to do.
-
-    Parameters
-    ----------
-    path
-        Its folder is made, for the node's user alone, where it is missing.
+    Two processes may call it at once. The ledger names patients' studies: only the node's user may
+    read it (SQLite gives its log files the mode of the ledger itself) and enter a folder made here.
 
     Raises
     ------
@@ -129,11 +118,6 @@ def migrate(path: Path) -> None:
         The ledger was made by a newer version; there is no way back but that version.
     DatabaseUnavailable
         It cannot be opened, or another process holds it.
-
-    Notes
-    -----
-    The ledger names patients' studies: only the node's user may read it. SQLite gives its log
-    files the mode of the ledger itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = _engine(path, _TIMEOUT_S)

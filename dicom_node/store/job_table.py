@@ -28,14 +28,10 @@ _WORKER_DIED = "the worker ended without a word at every attempt (killed, or out
 def enqueue(
     db: Connection, uid: str, revision: int, stage: Stage, protocol: str | None, at: datetime
 ) -> None:
-    """Queue one stage; a second call for the same series, revision and stage changes nothing.
+    """Queue one stage, due from `at` on; a second call for the same one changes nothing.
 
-    Parameters
-    ----------
-    protocol
-        Whose batch the job may have to wait for; None before the series is matched.
-    at
-        From when on it is due.
+    The job may have to wait for the batch of `protocol`, which is None before the series is
+    matched.
     """
     moment = clock.stamp(at)
     db.execute(
@@ -73,8 +69,6 @@ def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | No
         A write transaction: its lock is what keeps two workers from one job.
     worker
         A name that no other process has.
-    lease_s
-        Seconds without a sign of life after which the worker counts as dead.
 
     Returns
     -------
@@ -138,8 +132,7 @@ def let_go(
 ) -> bool:
     """Give a job back in a new state; returns whether it was still this worker's.
 
-    It is not when the lease was over before and another worker has the job, or when late instances
-    superseded it: then nothing changes, and the work was for nothing.
+    It is not when its lease was over and it was taken back, or when late instances superseded it.
     """
     return move(db, number, state, at, owner=worker, worker=None, **values)
 
@@ -179,10 +172,7 @@ def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
 
 
 def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
-    """Queue the jobs that wait for `protocol`'s reference batch; returns how many.
-
-    Each has all its attempts again: waiting was no fault.
-    """
+    """Queue what waits for `protocol`'s batch, with all its attempts; returns how many."""
     moment = clock.stamp(at)
     return db.execute(
         update(job)
@@ -192,10 +182,7 @@ def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
 
 
 def supersede(db: Connection, uid: str, at: datetime) -> None:
-    """End every unfinished job of the series: a later revision replaces them.
-
-    A running one goes on without knowing, and its outcome is not recorded.
-    """
+    """End every unfinished job of the series; the outcome of a running one is not recorded."""
     db.execute(
         update(job)
         .where(job.c.series_instance_uid == uid, job.c.state.in_(_before(JobState.SUPERSEDED)))

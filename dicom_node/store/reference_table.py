@@ -45,14 +45,7 @@ def add_candidate(
     """Add a tokenized subject; other revisions of its series leave, in every token space.
 
     A subject that is known keeps its state and its place: a stage that runs again must not make a
-    judged one a candidate.
-
-    Parameters
-    ----------
-    fingerprint
-        Of the token space that it was tokenized in.
-    at
-        Its place among the members, of which the oldest leave first.
+    judged one a candidate. `at` is its age: the oldest leave first.
     """
     # the old revision is the same patient with fewer slices: kept, it would hide what is unusual
     db.execute(
@@ -121,15 +114,7 @@ def freeze(
     subjects: Sequence[str],
     at: datetime,
 ) -> None:
-    """Keep the batch under its name; the name is its content, so a second call changes nothing.
-
-    Parameters
-    ----------
-    version
-        Protocol and digest of fingerprint and subjects.
-    subjects
-        Names, sorted: a set has one digest.
-    """
+    """Keep the batch under its name; the name is its content, so a second call changes nothing."""
     db.execute(
         insert(batch)
         .values(

@@ -69,7 +69,7 @@ def record_score(db: Connection, entry: Score) -> int:
     """Keep the score of a revision; returns its number.
 
     The first one stays: a stage that is killed after this and runs again may meet another batch,
-    and its first score may be on its way out already.
+    and one revision has one score.
 
     Parameters
     ----------
@@ -145,17 +145,10 @@ def record_results(
 
 
 def due_deliveries(db: Connection, destination: str, at: datetime, limit: int) -> list[DueDelivery]:
-    """Return at most `limit` due objects of a destination, in the order of sending.
+    """Return at most `limit` objects that are due at a destination, in the order of sending.
 
     Score by score, the oldest first, and within one in the order of their names, which is the order
     in which they were made: a reader meets the summary picture before the slices.
-
-    Parameters
-    ----------
-    destination
-        Its name in the configuration.
-    at
-        Only what is due at this moment.
     """
     due = and_(
         delivery.c.destination == destination,
@@ -223,10 +216,7 @@ def settle_delivery(
 
 
 def supersede_deliveries(db: Connection, uid: str, revision: int, at: datetime) -> None:
-    """Stop what is still queued of revisions of the series before `revision`.
-
-    What was delivered stays: an archive is not asked to forget.
-    """
+    """Stop what is still queued of revisions of the series before `revision`; the rest stays."""
     old = (
         select(result.c.sop_instance_uid)
         .join(score, score.c.id == result.c.score_id)
@@ -240,10 +230,7 @@ def supersede_deliveries(db: Connection, uid: str, revision: int, at: datetime) 
 
 
 def retry_dead(db: Connection, at: datetime) -> int:
-    """Queue every dead delivery again, with its whole time before it is given up; returns how many.
-
-    The last reason stays until there is a new outcome.
-    """
+    """Queue every dead delivery again, with its whole time to live; returns how many."""
     moment = clock.stamp(at)
     return db.execute(
         update(delivery)
@@ -271,10 +258,7 @@ def delivery_counts(db: Connection) -> dict[tuple[str, str], int]:
 def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
     """Return why something is not delivered: at most `limit` faults, the newest first.
 
-    Returns
-    -------
-    list of Row
-        ``destination``, ``state``, ``reason``, ``n`` objects, ``updated`` (the newest of them).
+    One row per ``destination``, ``state`` and ``reason``: ``n`` objects, ``updated`` of the newest.
     """
     rows = db.execute(
         select(

@@ -23,13 +23,7 @@ RECEIVING, COMPLETE = "receiving", "complete"
 
 
 def open_association(db: Connection, calling_ae_title: str, peer_host: str, at: datetime) -> int:
-    """Record an accepted association.
-
-    Returns
-    -------
-    int
-        Its number in the ledger, which its instances name as ``association_id``.
-    """
+    """Record an accepted association; returns its number, which its instances name."""
     number = db.execute(
         association.insert()
         .values(calling_ae_title=calling_ae_title, peer_host=peer_host, opened=clock.stamp(at))
@@ -60,13 +54,7 @@ def close_all_associations(db: Connection, at: datetime) -> None:
 def record_refusal(
     db: Connection, calling_ae_title: str, peer_host: str, reason: str, at: datetime
 ) -> None:
-    """Record what was refused on the wire and why, for ``status`` and the page.
-
-    Parameters
-    ----------
-    reason
-        One sentence for a person; no patient data.
-    """
+    """Record what was refused on the wire and why, in a sentence for ``status`` and the page."""
     db.execute(
         refusal.insert().values(
             calling_ae_title=calling_ae_title,
@@ -82,14 +70,8 @@ def record_instance(db: Connection, filed: FiledInstance, at: datetime) -> bool:
 
     A re-send of a known SOP Instance UID changes nothing, whatever its content: a SOP Instance UID
     names one instance for good (PS3.5 section 9), so the first one is kept. A new instance of a
-    complete series reopens it under the next revision and supersedes its unfinished jobs.
-
-    Parameters
-    ----------
-    filed
-        From the inbox; its association is recorded.
-    at
-        When it came. It prolongs the series' quiet time if it is new.
+    complete series reopens it under the next revision and supersedes its unfinished jobs. Only a
+    new instance prolongs the series' quiet time.
     """
     moment = clock.stamp(at)
     _touch_series(db, filed, moment)
@@ -114,10 +96,7 @@ def record_instance(db: Connection, filed: FiledInstance, at: datetime) -> bool:
 
 
 def _touch_series(db: Connection, filed: FiledInstance, moment: str) -> None:
-    """Make the series known, and that this association carries it.
-
-    Also for an instance that is known: a re-send may have more to come.
-    """
+    """Make the series known, and that this association carries it: a re-send may bring more."""
     db.execute(
         insert(series)
         .values(
@@ -165,13 +144,6 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
     its first instance, whatever else. The association is the better sign, the quiet time bridges
     senders that open one per instance, and the cap answers those that never close theirs.
 
-    Parameters
-    ----------
-    quiet_s, cap_s
-        Seconds, from ``[completion]``.
-    at
-        The moment of the question; no clock is read here.
-
     Returns
     -------
     list of str
@@ -209,22 +181,9 @@ def set_protocol(db: Connection, uid: str, protocol: str) -> None:
 
 
 def load(db: Connection, uid: str, inbox: Path) -> Series:
-    """Return one series with the paths of its instances.
+    """Return one series with the paths of its instances; raises LookupError when it is unknown.
 
-    Parameters
-    ----------
-    inbox
-        Folder of the received files; the ledger knows names below it.
-
-    Returns
-    -------
-    Series
-        Its files in the order of their SOP Instance UIDs, which is no order in space.
-
-    Raises
-    ------
-    LookupError
-        The ledger does not know the series.
+    The files lie below `inbox`, in the order of their SOP Instance UIDs: that is no order in space.
     """
     row = db.execute(select(series).where(series.c.series_instance_uid == uid)).one_or_none()
     if row is None:
