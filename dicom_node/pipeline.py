@@ -42,6 +42,8 @@ from dicom_node.volume import Volume
 #: called with the share of the stage that is done, 0..1
 Progress = Callable[[float], None]
 
+_AIR_HU = -1000.0
+
 
 def patient_key(header: Dataset) -> str:
     """Return a digest of the patient's identity (Patient ID and its issuer, else the study).
@@ -92,7 +94,7 @@ def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progre
     EmptyForeground
         No body was found, or too little of it for a token.
     """
-    voxels = torch.from_numpy(source.voxels)
+    voxels = _without_padding(source)
     affine = torch.from_numpy(source.affine)
     grid = line.grid_spec(claimed)
     try:
@@ -105,6 +107,17 @@ def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progre
     except ValueError as error:
         raise EmptyForeground(f"the volume cannot be scored: {error}") from error
     return Subject(tokens, mask, target)
+
+
+def _without_padding(source: Volume) -> Tensor:
+    """(depth, height, width) voxels of the source; none of a CT is below air.
+
+    Outside its field of view a CT is padded, often with values far below air (Pixel Padding Value,
+    PS3.3 C.7.5.1.1.2): beside them the threshold would take the air for body.
+    """
+    voxels = torch.from_numpy(source.voxels)
+    is_ct = source.headers[0].get("Modality") == "CT"
+    return voxels.clamp(min=_AIR_HU) if is_ct else voxels
 
 
 def _foreground_centre(voxels: Tensor, affine: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""What the stages make of a volume and of scores, apart from the worker that runs them."""
+
+import numpy as np
+import pytest
+import torch
+from pydicom.dataset import Dataset
+
+from dicom_node import clock, pipeline
+from dicom_node.errors import EmptyForeground, NonFiniteScores
+from dicom_node.pipeline import patient_key, subject_scores
+from dicom_node.reference import BatchScores
+from dicom_node.store import result_table
+from dicom_node.volume import Volume
+from tests.make import ledgers, lines
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return lines.tiny_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def make(tmp_path, weights):
+    """A line with changes in its sections."""
+    with ledgers.ledger(tmp_path) as database:
+        yield lambda **sections: lines.make_line(database, tmp_path, weights, **sections)
+
+
+def quiet(_share):
+    """Progress that nobody looks at."""
+
+
+# -- tokenize ------------------------------------------------------------------------------------
+
+
+def chest(padding):
+    """A CT of 32 mm cubed: a body in air, in a round field of view; `padding` lies outside it."""
+    rows = np.arange(32.0)[:, None] - 15.5
+    columns = np.arange(32.0)[None] - 15.5
+    noise = np.random.default_rng(1).normal(0, 10, (32, 32, 32))
+    voxels = np.full((32, 32, 32), -1000.0) + noise
+    body = (rows / 8) ** 2 + (columns / 11) ** 2 < 1
+    voxels[:, body] += 1040
+    if padding is not None:
+        voxels[:, rows**2 + columns**2 > 15**2] = padding
+    header = Dataset()
+    header.Modality = "CT"
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[::-1]
+    return Volume(voxels.astype(np.float32), affine, (header,)), body
+
+
+@pytest.mark.parametrize("padding", [None, -1024, -2000, -3024])
+def test_what_pads_a_ct_outside_its_field_of_view_makes_no_air_body(make, padding):
+    line = make(protocol={"intensity": "hounsfield", "match": {"modality": "CT"}})
+    source, body = chest(padding)
+    made = pipeline.make_subject(line, line.config.protocol[0], source, quiet)
+    # a voxel more all round, where the edge is interpolated
+    assert made.foreground.float().mean() == pytest.approx(body.mean(), rel=0.2)
+
+
+def test_a_volume_of_one_value_is_said_to_have_no_foreground(make):
+    line = make()
+    source, _ = chest(None)
+    flat = Volume(np.zeros_like(source.voxels), source.affine, source.headers)
+    with pytest.raises(EmptyForeground, match="one value"):
+        pipeline.make_subject(line, line.config.protocol[0], flat, quiet)
+
+
+# -- whose study it is ---------------------------------------------------------------------------
+
+
+def header(patient=None, issuer=None, study="1.2.3"):
+    ds = Dataset()
+    ds.StudyInstanceUID = study
+    if patient is not None:
+        ds.PatientID = patient
+    if issuer is not None:
+        ds.IssuerOfPatientID = issuer
+    return ds
+
+
+def test_a_patient_is_known_by_id_and_issuer_whatever_the_study():
+    assert patient_key(header("P1", study="1.1")) == patient_key(header(" P1 ", study="1.2"))
+    assert patient_key(header("P1")) != patient_key(header("P2"))
+    assert patient_key(header("P1", "CLINIC")) != patient_key(header("P1", "OTHER"))
+    assert "P1" not in patient_key(header("P1"))
+
+
+@pytest.mark.parametrize("unknown", [None, "", " "])
+def test_without_an_id_each_study_is_a_patient_of_its_own(unknown):
+    one, two = (patient_key(header(unknown, study=study)) for study in ("1.1", "1.2"))
+    assert one != two
+    assert one == patient_key(header(study="1.1"))
+
+
+# -- score ---------------------------------------------------------------------------------------
+
+
+def scores(own, reference):
+    """Scores of one token each."""
+    grids = [torch.full((1, 1, 1), value) for value in (own, *reference)]
+    return BatchScores(grids[0], grids[0], tuple(grids[1:]))
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [(0.5, 0.0), (1.5, 25.0), (2.0, 25.0), (3.5, 75.0), (9.0, 100.0)]
+)
+def test_the_percentile_is_the_share_of_the_reference_that_scores_lower(own, expected):
+    assert subject_scores(scores(own, [1.0, 2.0, 3.0, 4.0])) == (own, expected)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_score_that_is_no_number_never_leaves_the_node(place):
+    values = [1.0, 2.0]
+    grids = [torch.tensor([[[value, value]]]) for value in values]
+    grids[place][0, 0, 0] = torch.inf
+    grids[place][0, 0, 1] = -torch.inf
+    made = BatchScores(grids[0], grids[0], (grids[1],))
+    with pytest.raises((NonFiniteScores, ValueError)):
+        subject_scores(made)
+
+
+# -- report --------------------------------------------------------------------------------------
+
+
+def report_one(line):
+    """Tokenize, score and report; return what is then queued for the destination."""
+    uids = [lines.receive_series(line, seed) for seed in range(4)]
+    for uid in uids:
+        pipeline.tokenize(line, uid, quiet)
+    pipeline.score(line, uids[0], quiet)
+    said = pipeline.report(line, uids[0], quiet)
+    with line.database.read() as db:
+        due = result_table.due_deliveries(db, "pacs", clock.now(), 1000)
+        score_id, _ = result_table.get_score(db, uids[0], 1)
+        made = result_table.results_of(db, score_id)
+    return uids[0], said, due, made
+
+
+def test_reporting_twice_makes_the_same_objects_and_queues_each_once(make):
+    line = make(results={"secondary_capture": True}, protocol={"finding_min_volume_ml": 0.0})
+    uid, said, due, made = report_one(line)
+    assert said == pipeline.report(line, uid, quiet)
+    with line.database.read() as db:
+        again = result_table.due_deliveries(db, "pacs", clock.now(), 1000)
+    assert made
+    assert {item.sop_instance_uid for item in due} == {item.sop_instance_uid for item in made}
+    assert again == due
+    assert all((line.folders.results / item.file_name).exists() for item in made)
+
+
+def test_a_protocol_in_shadow_mode_is_reported_and_sent_nowhere(make):
+    line = make(results={"secondary_capture": True}, protocol={"mode": "shadow"})
+    _, _, due, made = report_one(line)
+    assert made
+    assert due == []
