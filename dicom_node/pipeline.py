@@ -93,6 +93,8 @@ def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progre
     ------
     EmptyForeground
         No body was found, or too little of it for a token.
+    NonFiniteScores
+        The encoder gave features that are no numbers.
     """
     voxels = _without_padding(source)
     affine = torch.from_numpy(source.affine)
@@ -106,6 +108,9 @@ def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progre
         tokens = make_tokens(normal, mask, line.encoder, line.token_spec, progress)
     except ValueError as error:
         raise EmptyForeground(f"the volume cannot be scored: {error}") from error
+    if not bool(tokens.values.isfinite().all()):
+        # kept, it would make every score NaN that is made with it as a reference
+        raise NonFiniteScores("the encoder's features are not finite")
     return Subject(tokens, mask, target)
 
 
@@ -123,7 +128,7 @@ def _without_padding(source: Volume) -> Tensor:
 def _foreground_centre(voxels: Tensor, affine: Tensor) -> Tensor:
     """Return (3,) LPS mm of the body's centroid, found on a coarse subsample (about 3 mm).
 
-    The grid must hold the body before the mask on the grid can be made; a few millimetres do.
+    The grid is placed by it, before there is a mask on the grid; a few millimetres do.
     """
     spacing = affine[:3, :3].norm(dim=0)
     steps = [max(1, int(3.0 / float(edge))) for edge in spacing]
@@ -196,10 +201,11 @@ def subject_scores(scores: BatchScores) -> tuple[float, float]:
     100 means above all of them; a batch of n gives n + 1 different values. Raises NonFiniteScores:
     such a score never leaves the node.
     """
-    own = anomaly_map.subject_score(scores.calibrated)
-    reference = [anomaly_map.subject_score(grid) for grid in scores.reference]
-    if not np.isfinite([own, *reference]).all():
-        raise NonFiniteScores(f"subject score {own} against {reference} is not finite")
+    try:
+        own = anomaly_map.subject_score(scores.calibrated)
+        reference = [anomaly_map.subject_score(grid) for grid in scores.reference]
+    except ValueError as error:
+        raise NonFiniteScores(f"the calibrated scores are not finite: {error}") from error
     return own, 100.0 * sum(other < own for other in reference) / len(reference)
 
 
@@ -231,12 +237,8 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     that a second run writes the same instances and queues nothing twice. A protocol in shadow mode
     is reported here and sent nowhere.
 
-    Raises
-    ------
-    LookupError
-        The current revision of the series has no score.
-    ObjectError
-        We made an invalid object.
+    Raises LookupError where the current revision has no score, ObjectError for an object that is
+    not valid.
     """
     series, _ = line.series(uid)
     with line.database.read() as db:
@@ -275,8 +277,7 @@ def _name_body_part(source: Volume, claimed: Protocol) -> None:
 def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> NDArray[np.float32]:
     """Return the (depth, height, width) calibrated anomaly map on the source grid.
 
-    Voxels that no token reaches, and what lies beyond the canonical grid, are 0: as usual as can
-    be, so that they make no finding.
+    What no token reaches, and what lies beyond the canonical grid, is 0 and makes no finding.
     """
     subject = line.files(claimed).load_subject(entry.subject)
     grid = load_file(score_folder(line, entry) / "tokens.safetensors")["calibrated"]

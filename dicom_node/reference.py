@@ -26,7 +26,7 @@ from dicom_node.anomaly.similarity import interval_average, mutual_nearest
 from dicom_node.anomaly.spec import ScoringSpec
 from dicom_node.anomaly.tokens import Tokens
 from dicom_node.config import Protocol, digest
-from dicom_node.errors import InsufficientReference
+from dicom_node.errors import InsufficientReference, NonFiniteScores
 from dicom_node.store import reference_table
 from dicom_node.store.database import Database
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED, Member
@@ -214,6 +214,9 @@ def _grid(
     """Return (D, H, W): mean over layers of the interval average over `others`."""
     distances = files.distances(name, others, spec.chunk)  # others L n
     scores = interval_average(distances, spec.nearest_share).mean(0)  # n
+    if not bool(scores.isfinite().all()):
+        # in the grid a NaN would pass for a place without a token: nothing unusual there
+        raise NonFiniteScores(f"token scores of subject {name} against its batch are not finite")
     return to_grid(scores, *files.token_places(name))
 
 

@@ -67,6 +67,15 @@ def test_a_volume_of_one_value_is_said_to_have_no_foreground(make):
         pipeline.make_subject(line, line.config.protocol[0], flat, quiet)
 
 
+def test_features_that_are_no_numbers_are_never_kept(make):
+    line = make()
+    line.encoder._std = torch.zeros(1, 3, 1, 1)
+    uid = lines.receive_series(line, 1)
+    with pytest.raises(NonFiniteScores, match="features"):
+        pipeline.tokenize(line, uid, quiet)
+    assert list(line.folders.root.glob("tokens/*/*")) == []
+
+
 # -- whose study it is ---------------------------------------------------------------------------
 
 
@@ -110,15 +119,10 @@ def test_the_percentile_is_the_share_of_the_reference_that_scores_lower(own, exp
     assert subject_scores(scores(own, [1.0, 2.0, 3.0, 4.0])) == (own, expected)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_score_that_is_no_number_never_leaves_the_node(place):
-    values = [1.0, 2.0]
-    grids = [torch.tensor([[[value, value]]]) for value in values]
-    grids[place][0, 0, 0] = torch.inf
-    grids[place][0, 0, 1] = -torch.inf
-    made = BatchScores(grids[0], grids[0], (grids[1],))
-    with pytest.raises((NonFiniteScores, ValueError)):
-        subject_scores(made)
+@pytest.mark.parametrize("values", [(torch.nan, 1.0), (1.0, torch.nan), (torch.inf, 1.0)])
+def test_a_score_that_is_no_number_never_leaves_the_node(values):
+    with pytest.raises(NonFiniteScores):
+        subject_scores(scores(values[0], values[1:]))
 
 
 # -- report --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dicom_node import clock
 from dicom_node.anomaly.similarity import mutual_nearest
 from dicom_node.anomaly.spec import ScoringSpec
-from dicom_node.errors import InsufficientReference
+from dicom_node.errors import InsufficientReference, NonFiniteScores
 from dicom_node.reference import (
     ReferenceBatch,
     ReferenceFiles,
@@ -347,6 +347,16 @@ def test_without_calibration_the_scores_are_the_raw_distances(files):
     torch.testing.assert_close(found.calibrated, found.raw, equal_nan=True)
     assert_same(found.raw, oracle_grid(files, "a", ["b", "c", "d"], 0.3))
     assert_same(found.reference[0], oracle_grid(files, "b", ["c", "d"], 0.3))
+
+
+def test_a_subject_whose_tokens_are_no_numbers_is_not_passed_over(files):
+    for place, name in enumerate("abcd"):
+        made = subject(place)
+        if name == "c":
+            made.tokens.values[0, 0, 0] = torch.nan
+        files.save_subject(name, made)
+    with pytest.raises(NonFiniteScores, match="not finite"):
+        score_against(files, "a", ["b", "c", "d"], ScoringSpec())
 
 
 def test_progress_is_told_once_per_reference_subject(files):
