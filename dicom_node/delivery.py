@@ -72,11 +72,8 @@ class Lane:
     def send_due(self) -> bool:
         """Send what is due, over one association; returns whether there was anything.
 
-        Raises
-        ------
-        DatabaseUnavailable
-            An outcome could not be recorded: the association is aborted, and what was acknowledged
-            and not recorded is sent once more.
+        Raises DatabaseUnavailable when an outcome could not be recorded: the association is
+        aborted, and what was acknowledged is sent once more.
         """
         name = self._destination.name
         with self._database.read() as db:
@@ -124,8 +121,7 @@ class Lane:
     def _put_off(self, error: DeliveryError, waiting: Sequence[DueDelivery]) -> None:
         """Try again later what was not sent, until the destination's own limit.
 
-        The limit counts from when the object was made or revived, not from its attempts: an outage
-        of the archive over a weekend costs nothing if ``give_up`` is longer.
+        The limit counts from when the object was made, or revived by ``dicom-node retry``.
         """
         at = clock.now()
         longest = timedelta(seconds=self._destination.give_up)

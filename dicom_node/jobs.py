@@ -1,8 +1,4 @@
-"""Job, Stage, JobState and the table of legal transitions.
-
-Words alone: the store changes rows by :data:`TRANSITIONS`, the worker decides which change. Nothing
-here knows a database, a series' content or the time.
-"""
+"""Job, Stage, JobState and the table of legal transitions: words alone, for store and worker."""
 
 from __future__ import annotations
 
@@ -74,16 +70,12 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class DeliveryState(Enum):
-    """Where one object stands on its way to one destination.
-
-    Only what is QUEUED is sent, and only it changes by itself; DEAD comes back by
-    ``dicom-node retry``.
-    """
+    """Where one object stands on its way to one destination; only what is QUEUED is sent."""
 
     QUEUED = "queued"
     #: acknowledged with a C-STORE status of success or warning (PS3.4 B.2.3)
     DELIVERED = "delivered"
-    #: the destination refused it or gave no answer until the configured end
+    #: the destination refused it or gave no answer until the configured end; see `dicom-node retry`
     DEAD = "dead"
     #: a later revision was reported before this one was sent
     SUPERSEDED = "superseded"

@@ -59,10 +59,7 @@ class Line:
     def encoder(self) -> Encoder:
         """The encoder on its device, loaded at the first use and kept.
 
-        Raises
-        ------
-        ConfigError
-            The weights do not fit the model, or the machine has no such device.
+        Raises ConfigError where the weights do not fit the model, or there is no such device.
         """
         settings = self.config.encoder
         # for the whole process: the matching shares these threads
@@ -119,8 +116,8 @@ class Line:
     def fingerprint(self, of: Protocol) -> str:
         """Return the hash of everything that shapes a token, a score or a finding.
 
-        It names a score's products and goes into the results and their derived UIDs, so that a
-        result made with other settings is another instance.
+        It names a score's products and goes into the results, and through their UIDs makes a result
+        of other settings another instance.
         """
         shape = [of.finding_threshold, of.finding_min_volume_ml, of.max_findings]
         return digest(self.token_fingerprint(of), asdict(self.scoring_spec(of)), shape)

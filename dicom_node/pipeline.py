@@ -63,12 +63,8 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     """Turn a complete series into tokens and make it known to its batch; returns the protocol.
 
     Tokens that are kept are not made again. Where the batch is now large enough, the jobs that wait
-    for it are released.
-
-    Raises
-    ------
-    SeriesRejected
-        The series is no volume, no protocol claims it, or there is no body in it.
+    for it are released. Raises SeriesRejected: the series is no volume, no protocol claims it, or
+    there is no body in it.
     """
     series, name = line.series(uid)
     source = volume.build(series.files)
@@ -89,12 +85,8 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
 def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
     """Place a volume on the protocol's canonical grid and encode it.
 
-    Raises
-    ------
-    EmptyForeground
-        No body was found, or too little of it for a token.
-    NonFiniteScores
-        The encoder gave features that are no numbers.
+    Raises EmptyForeground where there is too little body for a token, NonFiniteScores where the
+    encoder gave features that are no numbers.
     """
     voxels = _without_padding(source)
     affine = torch.from_numpy(source.affine)

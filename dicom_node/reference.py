@@ -67,10 +67,7 @@ class ReferenceFiles:
         self._distances = root / "distances" / fingerprint
 
     def save_subject(self, name: str, subject: Subject) -> None:
-        """Keep a subject; tokens are rounded to bf16, and scores are made from the kept ones.
-
-        Rounding halves the files. `name`, the digest of the series' content, is a file name.
-        """
+        """Keep a subject; tokens are rounded to bf16, and scores are made from the kept ones."""
         packed = subject.foreground.to(torch.uint8).flatten()
         _save(
             {
@@ -234,8 +231,7 @@ class ReferenceBatch:
     def add_candidate(self, subject: str, uid: str, patient_key: str, at: datetime) -> None:
         """Make a tokenized subject known; it serves while the batch is founded.
 
-        A subject that is known already keeps its state. Earlier revisions of its series leave, and
-        of one `patient_key` only the newest study counts.
+        One that is known already keeps its state; earlier revisions of its series leave.
         """
         entry = Member(subject, uid, patient_key, CANDIDATE, "tokenized, not yet scored")
         with self._database.begin() as db:

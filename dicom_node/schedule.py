@@ -44,10 +44,7 @@ class Duties:
         self._scheduler.shutdown(wait=True)
 
     def complete(self) -> None:
-        """Close the series that are complete and queue their first stage.
-
-        A locked ledger puts it off to the next look: nothing is lost, the rule is over rows.
-        """
+        """Close the series that are complete and queue their first stage."""
         rule = self._config.completion
         try:
             with self._database.begin() as db:

@@ -21,12 +21,7 @@ def collect_status(database: Database) -> dict[str, Any]:
     All counts are of one moment: one read transaction. Texts are UIDs, AE titles and reasons as
     they were recorded.
 
-    Returns
-    -------
-    dict
-        ``version``, ``at`` (ISO 8601, UTC); counts by name under ``received``, ``jobs``,
-        ``reference`` ("protocol state") and ``delivery`` ("destination state"); lists of what needs
-        a look, cut at a length that a person reads. Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable.
     """
     with database.read() as db:
         return {

@@ -37,13 +37,8 @@ _STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress], str]] = {
 class Worker:
     """Runs one job after the other; one per GPU or CPU, the encoder loaded once.
 
-    Parameters
-    ----------
-    line
-        What the stages share.
-    name
-        Of the process; its number is added, so that a worker that is started again never passes for
-        its predecessor.
+    The process number is added to `name`, so that a worker that is started again never passes for
+    its predecessor.
     """
 
     def __init__(self, line: Line, name: str) -> None:
@@ -69,12 +64,8 @@ class Worker:
     def run_one(self) -> bool:
         """Run the next due job; returns whether there was one.
 
-        Jobs whose worker died are taken back first, so that a node without its duties works on.
-
-        Raises
-        ------
-        DatabaseUnavailable
-            Nothing was claimed, or the outcome could not be recorded and the job is run again.
+        Jobs whose worker died are taken back first. Raises DatabaseUnavailable: nothing was
+        claimed, or the outcome could not be recorded and the job is run again.
         """
         attempts = self._line.config.scoring.max_attempts
         with self._line.database.begin() as db:
@@ -155,8 +146,7 @@ class Worker:
 class _Heartbeat:
     """Renews a job's lease from a thread of its own while the job runs.
 
-    It says that the process lives, not that the stage gets anywhere: a stage that hangs keeps its
-    lease.
+    It says that the process lives, not that the stage gets anywhere.
     """
 
     def __init__(self, line: Line, job: Job, worker: str) -> None:

@@ -23,14 +23,11 @@ def upsample(grid: Tensor, pitch: int) -> Tensor:
 
 
 def smooth(volume: Tensor, mask: Tensor, sigma_voxels: float) -> Tensor:
-    """(depth, height, width) -> the same, Gaussian inside the mask (normalised), 0 outside.
-
-    Normalised by the blurred mask: the rim is not pulled towards the 0 outside. A sigma of 0 or
-    less only masks.
-    """
+    """(depth, height, width) -> the same, Gaussian inside the mask (normalised), 0 outside."""
     weight = mask.float()
     if sigma_voxels <= 0:
         return volume * weight
+    # by the blurred mask: the rim is not pulled towards the 0 outside
     blurred = _gaussian(torch.stack([volume * weight, weight]), sigma_voxels)
     return torch.where(mask, blurred[0] / blurred[1].clamp(min=1e-6), torch.zeros_like(volume))
 

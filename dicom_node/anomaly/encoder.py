@@ -34,10 +34,7 @@ class Architecture:
 def architecture(name: str) -> Architecture:
     """Return what timm says of model `name`, without its weights.
 
-    Raises
-    ------
-    ValueError
-        timm has no such model (the message names some that it has), or it is no vision transformer.
+    Raises ValueError when timm has no such model, or it is no vision transformer.
     """
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*dino*")[:3])

@@ -12,13 +12,9 @@ from torch import Tensor
 
 
 def otsu_threshold(values: Tensor, bins: int = 256) -> float:
-    """Return the value that best separates `values` into two classes.
+    """Return the value that best separates `values` into two classes (Otsu 1979, eq. 18).
 
-    Raises ValueError where all of them are one value, which separates nothing.
-
-    References
-    ----------
-    Otsu 1979, "A threshold selection method from gray-level histograms", eq. 18.
+    Raises ValueError where all of them are one value.
     """
     low, high = float(values.min()), float(values.max())
     if not high > low:
@@ -62,10 +58,7 @@ def _dilate(mask: Tensor, radius: int) -> Tensor:
 
 
 def centroid_mm(mask: Tensor, affine: Tensor) -> Tensor:
-    """(depth, height, width) mask and index->LPS affine -> (3,) centroid in LPS mm.
-
-    Raises ValueError for an empty mask.
-    """
+    """(depth, height, width) mask, not empty, and index->LPS affine -> (3,) centroid in LPS mm."""
     where = mask.nonzero().double()
     if where.shape[0] == 0:
         raise ValueError("the foreground is empty")

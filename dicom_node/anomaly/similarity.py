@@ -1,12 +1,9 @@
 """Cross-subject mutual similarity, in chunks.
 
 What is usual finds its like in most other subjects, what is abnormal in few: a token's score is its
-mean distance to the nearest token of the subjects that are nearest to it.
-
-References
-----------
-CoDeGraph3D, arXiv 2602.15315, section 3.1, after MuSc. Every token of another subject is a
-candidate match: there is no search window.
+mean distance to the nearest token of the subjects that are nearest to it. From CoDeGraph3D (arXiv
+2602.15315, section 3.1), after MuSc. Every token of another subject is a candidate match: there is
+no search window.
 """
 
 from __future__ import annotations
@@ -41,10 +38,7 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
 
 
 def n_nearest(n_others: int, share: float) -> int:
-    """Return K = max(1, ceil(rho (B - 1))) for B - 1 other subjects; ValueError for none.
-
-    Rounded up: a floor gives K = 0 for a small batch, and then a mean of nothing.
-    """
+    """Return K = max(1, ceil(rho (B - 1))) for B - 1 other subjects; ValueError for none."""
     if n_others < 1:
         raise ValueError("mutual similarity needs at least one other subject")
     # less the rounding of the product: 0.07 * 100 is above 7
@@ -52,9 +46,6 @@ def n_nearest(n_others: int, share: float) -> int:
 
 
 def interval_average(distances: Tensor, share: float) -> Tensor:
-    """(others, ..., n) distances -> (..., n): mean of the K smallest over the other subjects.
-
-    The order of the others never changes it.
-    """
+    """(others, ..., n) distances -> (..., n): mean of the K smallest over the other subjects."""
     k = n_nearest(distances.shape[0], share)
     return distances.topk(k, dim=0, largest=False).values.mean(0)

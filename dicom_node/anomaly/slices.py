@@ -11,10 +11,7 @@ from torch import Tensor
 
 
 def slice_positions(n_tokens: int, pitch: int, per_token: int) -> Tensor:
-    """Return (n_tokens, per_token) positions in voxels, evenly spread in each token's depth.
-
-    A position counts from the centre of voxel 0: one slice of a token of 7 lies at 3.0.
-    """
+    """Return (n_tokens, per_token) positions, from voxel 0's centre, even in each token's depth."""
     within = (torch.arange(per_token, dtype=torch.float32) + 0.5) / per_token * pitch - 0.5
     return torch.arange(n_tokens, dtype=torch.float32)[:, None] * pitch + within
 

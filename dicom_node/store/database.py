@@ -2,10 +2,6 @@
 
 Every process of the node opens the one file by itself; SQLite's own locks order the writers. What
 the driver raises becomes :class:`~dicom_node.errors.DatabaseUnavailable` here and nowhere else.
-
-References
-----------
-SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 
 from __future__ import annotations

@@ -28,11 +28,7 @@ _WORKER_DIED = "the worker ended without a word at every attempt (killed, or out
 def enqueue(
     db: Connection, uid: str, revision: int, stage: Stage, protocol: str | None, at: datetime
 ) -> None:
-    """Queue one stage, due from `at` on; a second call for the same one changes nothing.
-
-    The job may have to wait for the batch of `protocol`, which is None before the series is
-    matched.
-    """
+    """Queue one stage, due from `at` on; a second call for the same one changes nothing."""
     moment = clock.stamp(at)
     db.execute(
         insert(job)
@@ -58,7 +54,7 @@ def enqueue_first(db: Connection, uid: str, revision: int, at: datetime) -> None
 
 
 def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | None:
-    """Take the next due job for `worker`.
+    """Take the next due job for `worker`, this attempt counted; None when nothing is due.
 
     Of the due jobs the one of highest priority goes first, then the one of the latest stage, then
     the oldest: what is nearly done is finished before something new is begun.
@@ -69,11 +65,6 @@ def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | No
         A write transaction: its lock is what keeps two workers from one job.
     worker
         A name that no other process has.
-
-    Returns
-    -------
-    Job or None
-        Running, this attempt counted; None when nothing is due.
     """
     moment = clock.stamp(at)
     found = db.execute(
@@ -106,8 +97,6 @@ def move(
     ----------
     owner
         Only while this worker holds the job; None asks for no one.
-    count_attempt
-        Count one attempt more.
     **values
         Further columns to set, written as the table keeps them (moments as text).
     """

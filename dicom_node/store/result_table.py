@@ -71,10 +71,7 @@ def record_score(db: Connection, entry: Score) -> int:
     The first one stays: a stage that is killed after this and runs again may meet another batch,
     and one revision has one score.
 
-    Parameters
-    ----------
-    entry
-        Its batch is frozen already, by :func:`dicom_node.store.reference_table.freeze`.
+    Its batch must be frozen before.
     """
     values = {name: getattr(entry, name) for name in entry.__slots__}
     values["scored"] = clock.stamp(entry.scored)
@@ -111,14 +108,12 @@ def record_results(
 
     Parameters
     ----------
-    score_id
-        Number of the score that they show.
     objects
         Their files are durable.
     destinations
         Names from the configuration; none for a protocol in shadow mode.
     at
-        When the deliveries become due, and from when they may be given up.
+        When the deliveries become due; their time to live begins.
     """
     for entry in findings:
         values = {name: getattr(entry, name) for name in entry.__slots__}
@@ -189,8 +184,6 @@ def settle_delivery(
 
     Parameters
     ----------
-    uids
-        SOP Instance UIDs.
     state
         QUEUED tries again at `not_before`; DELIVERED and DEAD are ends.
     reason

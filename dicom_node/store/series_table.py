@@ -138,16 +138,11 @@ def _count_instance(db: Connection, uid: str, moment: str) -> None:
 
 
 def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -> list[str]:
-    """Close every series that is complete at `at` and queue its first job.
+    """Close every series that is complete at `at` and queue its first job; returns their UIDs.
 
     Complete is: quiet for `quiet_s` and no association that carried it is open; or `cap_s` after
     its first instance, whatever else. The association is the better sign, the quiet time bridges
     senders that open one per instance, and the cap answers those that never close theirs.
-
-    Returns
-    -------
-    list of str
-        Series Instance UIDs, the one that began first at the head.
     """
     still_open = (
         select(carried.c.association_id)
