@@ -48,8 +48,8 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the job in hand is finished first.
 
-        A ledger that does not answer is waited for: raised from here, it would end the process
-        with the status by which the supervisor stops the node.
+        A ledger that does not answer is waited for: a new process would only load the encoder
+        again.
         """
         while not stop.is_set():
             try:
