@@ -21,7 +21,6 @@ from rich.text import Text
 from dicom_node import __version__, clock, config, logs
 from dicom_node.association.requestor import Peer, echo
 from dicom_node.config import NodeConfig
-from dicom_node.demo.run import DemoArguments, run_demo
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
 from dicom_node.folders import Folders, cache_folder
 from dicom_node.node import Supervisor
@@ -246,6 +245,9 @@ def demo(
 
     Example: dicom-node demo --out demo-data
     """
+    # a second of imports that no other verb needs: it would be most of the time of `status`
+    from dicom_node.demo.run import DemoArguments, run_demo
+
     raise typer.Exit(run_demo(DemoArguments(folder, dicom, keep_running), _out))
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from dicom_node import __version__, weights
+from dicom_node import weights
 from dicom_node.anomaly.encoder import Encoder, build_encoder
-from dicom_node.anomaly.spec import EncoderSpec, GridSpec, ScoringSpec, TokenSpec
+from dicom_node.anomaly.spec import TOKEN_VERSION, EncoderSpec, GridSpec, ScoringSpec, TokenSpec
+from dicom_node.anomaly.tokens import check_grid
 from dicom_node.config import NodeConfig, Protocol, digest
 from dicom_node.errors import ConfigError
 from dicom_node.folders import Folders
@@ -42,6 +43,22 @@ class Line:
         self.database = database
         self.folders = Folders(config.node.data_dir)
         self._weights = weights.locate(config.encoder, cache)
+        for protocol in config.protocol:
+            self._check_extent(protocol)
+
+    def _check_extent(self, protocol: Protocol) -> None:
+        """Refuse a grid into which the tokens do not fit, before the first series fails of it."""
+        grid = self.grid_spec(protocol)
+        try:
+            pitch = self.token_spec.pitch_voxels(self.encoder_spec.patch_size)
+            check_grid(grid.shape, pitch)
+        except ValueError as error:
+            edge = self.encoder_spec.patch_size / self.token_spec.upsampling * grid.spacing_mm
+            fitting = [max(1, round(side / edge)) * edge for side in grid.extent_mm]
+            raise ConfigError(
+                f"[[protocol]] {protocol.name}: {error}; a token's edge is {edge:g} mm, so "
+                f"extent_mm could be {fitting} (or change spacing_mm or encoder.upsampling)"
+            ) from error
 
     @cached_property
     def encoder_spec(self) -> EncoderSpec:
@@ -101,8 +118,8 @@ class Line:
     def token_fingerprint(self, of: Protocol) -> str:
         """Return the hash of everything that shapes a token: it keys the reference batch.
 
-        Tokens of two fingerprints are never compared. A new version of the node has another one,
-        since no code can tell whether it changed a token: its batches are founded anew.
+        Tokens of two fingerprints are never compared. A new version of the node keeps it, and with
+        it the batches, unless its code makes other tokens.
         """
         return digest(
             asdict(self.encoder_spec),
@@ -110,7 +127,7 @@ class Line:
             asdict(self.token_spec),
             asdict(self.grid_spec(of)),
             [of.intensity, of.window_hu],
-            __version__,
+            TOKEN_VERSION,
         )
 
     def fingerprint(self, of: Protocol) -> str:

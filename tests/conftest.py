@@ -24,10 +24,10 @@ class _Pulse:
         self._descriptor = descriptor
         self._running = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._pulse, daemon=True)
         self._thread.start()
 
-    def _beat(self):
+    def _pulse(self):
         while not self._stop.wait(1.0):
             running = self._running
             if running is None:
@@ -38,13 +38,11 @@ class _Pulse:
                 self._running = (name, started, seconds)
                 os.write(self._descriptor, f"\n    {name}: {seconds:.0f} s ...".encode())
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item):
-        self._running = (item.nodeid, time.monotonic(), 0.0)
-        try:
-            return (yield)
-        finally:
-            self._running = None
+    def pytest_runtest_logstart(self, nodeid):
+        self._running = (nodeid, time.monotonic(), 0.0)
+
+    def pytest_runtest_logfinish(self):
+        self._running = None
 
     def pytest_unconfigure(self):
         self._stop.set()

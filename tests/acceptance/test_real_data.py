@@ -35,7 +35,8 @@ port = {web_port}
 [[protocol]]
 name = "built-in"
 mode = "live"
-min_reference = 6
+min_reference = 5
+max_findings = 3
 [protocol.match]
 modality = "MR"
 series_description = "^T1 3D$"
@@ -47,6 +48,7 @@ min_reference = 3
 spacing_mm = 2.0
 extent_mm = [182.0, 252.0, 182.0]
 finding_threshold = 1.5
+max_findings = 3
 [protocol.match]
 modality = "MR"
 series_description = "ixi"
@@ -58,6 +60,7 @@ min_reference = 3
 spacing_mm = 2.0
 extent_mm = [154.0, 210.0, 168.0]
 finding_threshold = 1.5
+max_findings = 3
 [protocol.match]
 modality = "MR"
 series_description = "flair"
@@ -66,10 +69,11 @@ series_description = "flair"
 name = "chest-ct"
 mode = "live"
 min_reference = 3
-spacing_mm = 2.5
+spacing_mm = 3.0
 extent_mm = [315.0, 315.0, 420.0]
 intensity = "hounsfield"
 finding_threshold = 1.5
+max_findings = 3
 body_part = "CHEST"
 [protocol.match]
 modality = "CT"
@@ -149,7 +153,7 @@ def came_back(shared_data, tmp_path_factory):
             for s in chest_series(data / "chest_ct_lungdx_A0001" / "dicom", folder)
         ),
     ]
-    for head in make_cohort(load_template(cache_folder()), 6, 1, 1):
+    for head in make_cohort(load_template(cache_folder()), 5, 1, 1):
         who = Acquisition(head.name, f"Demo^{head.name}")
         sources.append(
             ("built-in", write_mr_series(head.voxels, head.affine, folder / head.name, who), head)

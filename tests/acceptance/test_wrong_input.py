@@ -106,8 +106,13 @@ def test_a_non_image_sop_class_is_named_and_the_sender_told(node, tmp_path):
     ds.save_as(tmp_path / "document.dcm", enforce_file_format=True)
     sent = storescu(node.port, [tmp_path / "document.dcm"])
     assert sent.returncode != 0
-    reasons = [refusal["reason"] for refusal in node.status()["refusals"]]
-    assert any("Encapsulated PDF" in reason and "CT" in reason for reason in reasons), reasons
+
+    def named(status):
+        reasons = [refusal["reason"] for refusal in status["refusals"]]
+        return any("Encapsulated PDF" in reason and "CT" in reason for reason in reasons)
+
+    # the sender has its answer before the ledger has the refusal
+    node.wait_for(named, "the refusal of the document", timeout=20)
     assert "Some^Body" not in node.log
 
 

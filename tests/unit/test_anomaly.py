@@ -7,11 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
-from dicom_node.anomaly import anomaly_map, calibration, foreground, intensity, resample, slices
+from dicom_node.anomaly import (
+    anomaly_map,
+    calibration,
+    foreground,
+    intensity,
+    resample,
+    slices,
+    spec,
+)
 from dicom_node.anomaly.spec import GridSpec, TokenSpec
 from dicom_node.anomaly.tokens import projection_matrix, tokenize
 from tests.make.encoders import tiny_encoder, tiny_model
 
+EXPECTED = (37, 0.018, [0.03, -0.36, -0.3, -0.27])
 SPEC = TokenSpec(upsampling=2, projection_dim=16)  # patch 16: tokens of 8 voxels
 
 
@@ -208,3 +217,16 @@ def test_with_all_patches_kept_the_features_are_timms_own(encoder):
     )
     found = encoder.encode(pictures, everything, 1).flatten(2, 3)
     torch.testing.assert_close(found, torch.stack(list(expected)).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_are_those_of_their_version(encoder):
+    """Other numbers here mean that batches of older nodes do not fit: raise TOKEN_VERSION."""
+    depth, height, width = torch.meshgrid(*[torch.arange(n) for n in (32, 40, 48)], indexing="ij")
+    wave = torch.sin(depth / 5) + torch.cos(height / 7) + torch.sin(width / 3)
+    inside = (depth - 16) ** 2 + (height - 20) ** 2 + (width - 24) ** 2 < 15**2
+    volume = torch.where(inside, 300 + 100 * wave, torch.zeros(()))
+    mask = foreground.body_mask(volume)
+    made = tokenize(intensity.normalize_percentiles(volume, mask), mask, encoder, SPEC)
+    first = made.values[0, 0, :4].tolist()
+    found = (len(made), round(float(made.values.mean()), 3), [round(v, 2) for v in first])
+    assert (spec.TOKEN_VERSION, found) == (1, EXPECTED)

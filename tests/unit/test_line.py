@@ -98,3 +98,15 @@ def test_a_device_that_is_not_there_is_an_error_of_the_configuration(make):
     line = make(encoder={"device": "cuda:99"})
     with pytest.raises(ConfigError, match=r"on encoder\.device cuda:99"):
         _ = line.encoder
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("protocol", {"extent_mm": (30.0, 32.0, 32.0)}),
+        ("protocol", {"spacing_mm": 1.5}),
+    ],
+)
+def test_a_grid_that_tokens_do_not_fit_into_is_refused_at_the_start(make, section, values):
+    with pytest.raises(ConfigError, match=r"\[\[protocol\]\] .*extent_mm could be \["):
+        make(**{section: values})
