@@ -22,27 +22,25 @@ class _Pulse:
 
     def __init__(self, descriptor):
         self._descriptor = descriptor
-        self._running = None
+        #: when each running test started, and said last that it is at work
+        self._running = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._pulse, daemon=True)
         self._thread.start()
 
     def _pulse(self):
         while not self._stop.wait(1.0):
-            running = self._running
-            if running is None:
-                continue
-            name, started, said = running
-            seconds = time.monotonic() - started
-            if seconds - said >= _PULSE_S:
-                self._running = (name, started, seconds)
-                os.write(self._descriptor, f"\n    {name}: {seconds:.0f} s ...".encode())
+            for name, (started, said) in list(self._running.items()):
+                seconds = time.monotonic() - started
+                if seconds - said >= _PULSE_S and name in self._running:
+                    self._running[name] = (started, seconds)
+                    os.write(self._descriptor, f"\n    {name}: {seconds:.0f} s ...".encode())
 
     def pytest_runtest_logstart(self, nodeid):
-        self._running = (nodeid, time.monotonic(), 0.0)
+        self._running[nodeid] = (time.monotonic(), 0.0)
 
-    def pytest_runtest_logfinish(self):
-        self._running = None
+    def pytest_runtest_logfinish(self, nodeid):
+        self._running.pop(nodeid, None)
 
     def pytest_unconfigure(self):
         self._stop.set()
@@ -51,7 +49,8 @@ class _Pulse:
 
 def pytest_configure(config):
     descriptor = os.environ.get("DICOM_NODE_PROGRESS_FD")
-    if descriptor:
+    # the process that hands out the tests knows of all of them; the others have no such descriptor
+    if descriptor and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Pulse(int(descriptor)), "pulse")
 
 
