@@ -1,4 +1,4 @@
-"""The command line: serve, check-config, echo, status, retry, fetch-weights, demo, version.
+"""The command line: the node and its tools, and batch mode without a node.
 
 Exit status: 0 done; 1 it failed (the reason is printed); 2 the configuration or the call is wrong.
 
@@ -249,6 +249,68 @@ def demo(
     from dicom_node.demo.run import DemoArguments, run_demo
 
     raise typer.Exit(run_demo(DemoArguments(folder, dicom, keep_running), _out))
+
+
+@app.command()
+def score(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders or files: DICOM series, NIfTI files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Where maps, pictures and tables go.")] = Path(
+        "scores"
+    ),
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="mr, ct or published; by default what the series are."),
+    ] = None,
+    config_path: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Take the encoder of this node configuration."),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="And the method of this protocol of it.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help='Only such files or Series Descriptions: "*_flair.nii.gz".'),
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option("--masks", help='The readers\' masks: "labels/*"; by default "*_label" etc.'),
+    ] = None,
+) -> None:
+    """Score every scan of a folder against all the others, without a node.
+
+    Four patients or more, scanned alike. With masks it also says how well maps and masks agree.
+
+    Example: dicom-node score scans --out scores
+    """
+    # torch and all: no other verb waits for it
+    from dicom_node.score_command import ScoreArguments, run_score
+
+    arguments = ScoreArguments(folders, out, preset, config_path, protocol, images, masks)
+    raise typer.Exit(run_score(arguments, _out))
+
+
+@app.command()
+def cohort(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    n_normal: Annotated[int, typer.Option("--normal", min=0, help="Heads without lesion.")] = 10,
+    n_lesioned: Annotated[int, typer.Option("--lesioned", min=0, help="Heads with lesions.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Another one makes other heads.")] = 1,
+) -> None:
+    """Write the built-in heads and their lesions as NIfTI files, to try `score` on.
+
+    Example: dicom-node cohort heads
+    """
+    from dicom_node.demo.cohort import load_template
+    from dicom_node.demo.cohort_files import write_cohort
+
+    n_heads = n_normal + n_lesioned
+    template = load_template(cache_folder())
+    for n, head in enumerate(write_cohort(template, folder, n_normal, n_lesioned, seed), 1):
+        _out.print(f"{n}/{n_heads} {head.name}, lesions: {len(head.lesions)}", highlight=False)
+    _out.print(f"Score them: dicom-node score {folder}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -169,14 +169,18 @@ class Protocol(Section):
     #: least number of other patients that a study is compared with
     min_reference: Annotated[int, Field(ge=3)] = 15
     max_reference: Annotated[int, Field(ge=3)] = 60
-    #: centred on the foreground; each a multiple of the token edge
-    extent_mm: tuple[Millimetres, Millimetres, Millimetres] = (161.0, 196.0, 161.0)
+    #: centred on the foreground; each a multiple of the coarsest token's edge
+    extent_mm: tuple[Millimetres, Millimetres, Millimetres] = (168.0, 196.0, 168.0)
     spacing_mm: Annotated[float, Field(gt=0, le=5)] = 1.0
     intensity: Literal["percentiles", "hounsfield"] = "percentiles"
     window_hu: tuple[float, float] = (-600.0, 1500.0)
     #: written into results whose source has no Body Part Examined
     body_part: Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")] | None = None
     calibration: Literal["position", "none"] = "position"
+    #: fine tokens are compared within so many of the most alike coarse cells (0: with all), and
+    #: within so many cells round their own place (-1: none); by default as `calibration` allows
+    coarse_cells: Annotated[int, Field(ge=0)] | None = None
+    window_cells: Annotated[int, Field(ge=-1, le=10)] | None = None
     #: calibrated units, or those of the raw distance where calibration is "none"
     finding_threshold: float = 3.0
     finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
@@ -188,7 +192,18 @@ class Protocol(Section):
             raise ValueError("max_reference must not be below min_reference")
         if self.window_hu[1] <= 0:
             raise ValueError("window_hu is [centre, width], and the width is above 0")
+        if self.calibration == "none" and self.window_cells not in {None, -1}:
+            raise ValueError('window_cells needs subjects in one space: calibration = "position"')
         return self
+
+
+class Scale(Section):
+    """One of ``encoder.scales``: a size of token."""
+
+    upsampling: Literal[1, 2] = 1
+    slices_per_token: Annotated[int, Field(ge=1, le=14)] = 1
+    #: 0-based blocks; empty takes those of the weights' card
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class Encoder(Section):
@@ -202,12 +217,10 @@ class Encoder(Section):
     weights: Literal["packaged", "file", "hub"] = "packaged"
     file: Path | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    #: 0-based; what is not given stands in the weights' card
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     axes: tuple[Literal["axial", "coronal", "sagittal"], ...] = ("axial", "coronal", "sagittal")
-    upsampling: Literal[1, 2] = 2
-    slices_per_token: Annotated[int, Field(ge=1, le=14)] = 1
+    #: coarse to fine; what is not given follows the weights' card
+    scales: tuple[Scale, ...] | None = None
     projection_dim: Annotated[int, Field(ge=0, le=1024)] = 128
     seed: int = 0
 
@@ -217,6 +230,9 @@ class Encoder(Section):
             raise ValueError('encoder.weights = "file" needs encoder.file, a safetensors file')
         if not self.axes or len(set(self.axes)) != len(self.axes):
             raise ValueError("encoder.axes names each axis at most once, and at least one")
+        # not by a length of the field: one scale that is wrong would be told as none at all, too
+        if self.scales == ():
+            raise ValueError("encoder.scales lists at least one size of token")
         return self
 
 
@@ -367,8 +383,9 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     model: Any = NodeConfig
     for part in location[:-1]:
         if isinstance(part, str):
-            annotation = model.model_fields[part].annotation
-            model = getattr(annotation, "__args__", (annotation,))[0]
+            model = model.model_fields[part].annotation
+            while not hasattr(model, "model_fields"):  # optional, or a tuple of them
+                model = model.__args__[0]
     known = list(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"

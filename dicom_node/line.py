@@ -7,7 +7,7 @@ models become the frozen specs of :mod:`dicom_node.anomaly` here and nowhere els
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,21 +15,35 @@ import torch
 
 from dicom_node import weights
 from dicom_node.anomaly.encoder import Encoder, build_encoder
-from dicom_node.anomaly.spec import TOKEN_VERSION, EncoderSpec, GridSpec, ScoringSpec, TokenSpec
-from dicom_node.anomaly.tokens import check_grid
+from dicom_node.anomaly.spec import (
+    ALIGNED_SEARCH,
+    FREE_SEARCH,
+    TOKEN_VERSION,
+    EncoderSpec,
+    GridSpec,
+    IntensitySpec,
+    MethodSpec,
+    ScaleSpec,
+    ScoringSpec,
+    SearchSpec,
+    TokenSpec,
+)
+from dicom_node.anomaly.tokens import check_grid, default_scales
 from dicom_node.config import NodeConfig, Protocol, digest
 from dicom_node.errors import ConfigError
 from dicom_node.folders import Folders
-from dicom_node.reference import ReferenceBatch, ReferenceFiles
+from dicom_node.reference import ReferenceBatch
+from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series
 from dicom_node.store import series_table
 from dicom_node.store.database import Database
+from dicom_node.weight_files import WeightsCard
 
 _AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 
-class Line:
-    """What the stages share in one worker: configuration, ledger, files, the encoder.
+class Methods:
+    """What scores are made with: the encoder, and the method of each protocol; no ledger, no files.
 
     Raises
     ------
@@ -38,35 +52,40 @@ class Line:
         not when its first study comes.
     """
 
-    def __init__(self, config: NodeConfig, database: Database, cache: Path) -> None:
+    def __init__(self, config: NodeConfig, cache: Path) -> None:
         self.config = config
-        self.database = database
-        self.folders = Folders(config.node.data_dir)
         self._weights = weights.locate(config.encoder, cache)
         for protocol in config.protocol:
             self._check_extent(protocol)
 
     def _check_extent(self, protocol: Protocol) -> None:
         """Refuse a grid into which the tokens do not fit, before the first series fails of it."""
-        grid = self.grid_spec(protocol)
+        grid = self.method(protocol).grid
         try:
-            pitch = self.token_spec.pitch_voxels(self.encoder_spec.patch_size)
-            check_grid(grid.shape, pitch)
+            coarsest = self.token_spec.pitches(self.encoder_spec.patch_size)[0]
         except ValueError as error:
-            edge = self.encoder_spec.patch_size / self.token_spec.upsampling * grid.spacing_mm
+            raise ConfigError(f"encoder.scales: {error}") from error
+        try:
+            check_grid(grid.shape, coarsest)
+        except ValueError as error:
+            edge = coarsest * grid.spacing_mm
             fitting = [max(1, round(side / edge)) * edge for side in grid.extent_mm]
             raise ConfigError(
-                f"[[protocol]] {protocol.name}: {error}; a token's edge is {edge:g} mm, so "
-                f"extent_mm could be {fitting} (or change spacing_mm or encoder.upsampling)"
+                f"[[protocol]] {protocol.name}: {error}; the coarsest token's edge is {edge:g} mm: "
+                f"extent_mm could be {fitting} (or change spacing_mm or encoder.scales)"
             ) from error
+
+    @property
+    def card(self) -> WeightsCard:
+        """The card of the weights that were found, with their digest."""
+        return self._weights.card
 
     @cached_property
     def encoder_spec(self) -> EncoderSpec:
-        """The encoder as the weights' card says; ``encoder.layers``, where given, goes first."""
+        """The encoder as the weights' card says."""
         card = self._weights.card
         return EncoderSpec(
             timm_name=self.config.encoder.model,
-            layers=self.config.encoder.layers or card.layers,
             patch_size=card.patch_size,
             mean=card.mean,
             std=card.std,
@@ -95,24 +114,36 @@ class Line:
         """How tokens are made, for every protocol alike."""
         encoder = self.config.encoder
         return TokenSpec(
+            scales=self._scales(),
             axes=tuple(_AXES[axis] for axis in encoder.axes),
-            upsampling=encoder.upsampling,
-            slices_per_token=encoder.slices_per_token,
             projection_dim=encoder.projection_dim,
             seed=encoder.seed,
         )
 
-    def grid_spec(self, of: Protocol) -> GridSpec:
-        """Return the canonical grid of a protocol, in millimetres and voxels."""
-        return GridSpec(of.extent_mm, of.spacing_mm)
+    def _scales(self) -> tuple[ScaleSpec, ...]:
+        """Return the configured scales; by default those of `default_scales`."""
+        layers = self._weights.card.layers
+        given = self.config.encoder.scales
+        if given is None:
+            return default_scales(layers)
+        return tuple(
+            ScaleSpec(scale.upsampling, scale.slices_per_token, scale.layers or layers)
+            for scale in given
+        )
 
-    def scoring_spec(self, of: Protocol) -> ScoringSpec:
-        """Return how a protocol's tokens are scored."""
+    def method(self, of: Protocol) -> MethodSpec:
+        """Return the whole method as a protocol's series are scored by it."""
         scoring = self.config.scoring
-        return ScoringSpec(
-            nearest_share=scoring.nearest_share,
-            calibration=of.calibration,
-            smoothing_mm=scoring.smoothing_mm,
+        return MethodSpec(
+            grid=GridSpec(of.extent_mm, of.spacing_mm),
+            intensity=IntensitySpec(of.intensity, of.window_hu),
+            tokens=self.token_spec,
+            search=_search(of),
+            scoring=ScoringSpec(
+                nearest_share=scoring.nearest_share,
+                calibration=of.calibration,
+                smoothing_mm=scoring.smoothing_mm,
+            ),
         )
 
     def token_fingerprint(self, of: Protocol) -> str:
@@ -121,12 +152,16 @@ class Line:
         Tokens of two fingerprints are never compared. A new version of the node keeps it, and with
         it the batches, unless its code makes other tokens.
         """
+        return self.token_digest(self.method(of))
+
+    def token_digest(self, method: MethodSpec) -> str:
+        """Return the hash of everything that shapes a token of this encoder by `method`."""
         return digest(
             asdict(self.encoder_spec),
             self._weights.card.sha256,
-            asdict(self.token_spec),
-            asdict(self.grid_spec(of)),
-            [of.intensity, of.window_hu],
+            asdict(method.tokens),
+            asdict(method.grid),
+            [method.intensity.kind, method.intensity.window_hu],
             TOKEN_VERSION,
         )
 
@@ -137,11 +172,26 @@ class Line:
         of other settings another instance.
         """
         shape = [of.finding_threshold, of.finding_min_volume_ml, of.max_findings]
-        return digest(self.token_fingerprint(of), asdict(self.scoring_spec(of)), shape)
+        return digest(
+            self.token_fingerprint(of),
+            asdict(self.method(of).search),
+            asdict(self.method(of).scoring),
+            shape,
+        )
+
+
+class Line(Methods):
+    """What the stages share in one worker: configuration, ledger, files, the encoder."""
+
+    def __init__(self, config: NodeConfig, database: Database, cache: Path) -> None:
+        """Find the weights; raises as `Methods` does."""
+        super().__init__(config, cache)
+        self.database = database
+        self.folders = Folders(config.node.data_dir)
 
     def files(self, of: Protocol) -> ReferenceFiles:
         """Return the files of a protocol's token space: tokens and distances."""
-        return ReferenceFiles(self.folders.root, self.token_fingerprint(of))
+        return ReferenceFiles(self.folders.root, self.token_fingerprint(of), self.method(of).search)
 
     def batch(self, of: Protocol) -> ReferenceBatch:
         """Return the batch of a protocol's token space: who is in it."""
@@ -157,3 +207,13 @@ class Line:
             found = series_table.load(db, uid, self.folders.inbox)
             content = series_table.instances_digest_source(db, uid)
         return found, digest(uid, content)
+
+
+def _search(of: Protocol) -> SearchSpec:
+    """Return where a protocol's tokens are compared, by default as its calibration allows."""
+    usual = ALIGNED_SEARCH if of.calibration == "position" else FREE_SEARCH
+    return replace(
+        usual,
+        n_cells=usual.n_cells if of.coarse_cells is None else of.coarse_cells,
+        window_cells=usual.window_cells if of.window_cells is None else of.window_cells,
+    )

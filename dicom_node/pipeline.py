@@ -24,36 +24,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dicom_node import clock, durable, findings, protocol, volume
-from dicom_node.anomaly import anomaly_map, foreground, intensity, resample
-from dicom_node.anomaly.tokens import tokenize as make_tokens
+from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import Protocol, digest
-from dicom_node.errors import EmptyForeground, NonFiniteScores
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.objects.drawing import Picture
 from dicom_node.objects.overlay import render_summary
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
-from dicom_node.reference import BatchScores, Subject, score_against
+from dicom_node.protocol import patient_key
+from dicom_node.scoring import score_against, subject_scores
 from dicom_node.store import job_table, reference_table, result_table, series_table
 from dicom_node.store.result_table import ResultObject, Score
+from dicom_node.subject import Subject, make_subject, map_on_source
 from dicom_node.volume import Volume
 
 #: called with the share of the stage that is done, 0..1
 Progress = Callable[[float], None]
-
-_AIR_HU = -1000.0
-
-
-def patient_key(header: Dataset) -> str:
-    """Return a digest of the patient's identity (Patient ID and its issuer, else the study).
-
-    A Patient ID is unique within its issuer alone (PS3.3 C.7.1.1). Without one each study is a
-    patient: two studies of an unknown patient may then meet in a batch.
-    """
-    identity = str(header.get("PatientID") or "").strip()
-    issuer = str(header.get("IssuerOfPatientID") or "").strip()
-    return digest(identity or str(header.StudyInstanceUID), issuer)
 
 
 # --- tokenize -----------------------------------------------------------------------------------
@@ -71,7 +58,7 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     claimed = protocol.match(line.config.protocol, source.headers[0], source.spacing_mm[0])
     files = line.files(claimed)
     if not files.has_subject(name):
-        files.save_subject(name, make_subject(line, claimed, source, progress))
+        files.save_subject(name, _subject_of(line, claimed, source, progress))
     at = clock.now()
     line.batch(claimed).add_candidate(name, uid, patient_key(source.headers[0]), at)
     with line.database.begin() as db:
@@ -82,59 +69,18 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     return claimed.name
 
 
-def make_subject(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
-    """Place a volume on the protocol's canonical grid and encode it.
-
-    Raises EmptyForeground where there is too little body for a token, NonFiniteScores where the
-    encoder gave features that are no numbers.
-    """
-    voxels = _without_padding(source)
+def _subject_of(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
+    """Encode a volume as its protocol says; raises as `make_subject` does."""
     affine = torch.from_numpy(source.affine)
-    grid = line.grid_spec(claimed)
-    try:
-        target = resample.canonical_affine(grid, _foreground_centre(voxels, affine))
-        fill = float(voxels.min())  # beyond the source there is air
-        canonical = resample.sample(voxels, resample.index_map(target, affine), grid.shape, fill)
-        mask = foreground.body_mask(canonical)
-        normal = _normalized(canonical, mask, claimed)
-        tokens = make_tokens(normal, mask, line.encoder, line.token_spec, progress)
-    except ValueError as error:
-        raise EmptyForeground(f"the volume cannot be scored: {error}") from error
-    if not bool(tokens.values.isfinite().all()):
-        # kept, it would make every score NaN that is made with it as a reference
-        raise NonFiniteScores("the encoder's features are not finite")
-    return Subject(tokens, mask, target)
+    return make_subject(
+        without_padding(source), affine, line.method(claimed), line.encoder, progress
+    )
 
 
-def _without_padding(source: Volume) -> Tensor:
-    """(depth, height, width) voxels of the source; none of a CT is below air.
-
-    Outside its field of view a CT is padded, often with values far below air (Pixel Padding Value,
-    PS3.3 C.7.5.1.1.2): beside them the threshold would take the air for body.
-    """
-    voxels = torch.from_numpy(source.voxels)
+def without_padding(source: Volume) -> Tensor:
+    """(depth, height, width) voxels of the source; none of a CT is below air."""
     is_ct = source.headers[0].get("Modality") == "CT"
-    return voxels.clamp(min=_AIR_HU) if is_ct else voxels
-
-
-def _foreground_centre(voxels: Tensor, affine: Tensor) -> Tensor:
-    """Return (3,) LPS mm of the body's centroid, found on a coarse subsample (about 3 mm).
-
-    The grid is placed by it, before there is a mask on the grid; a few millimetres do.
-    """
-    spacing = affine[:3, :3].norm(dim=0)
-    steps = [max(1, int(3.0 / float(edge))) for edge in spacing]
-    coarse = voxels[:: steps[0], :: steps[1], :: steps[2]]
-    scaled = affine.clone()
-    scaled[:3, :3] = affine[:3, :3] * torch.tensor(steps, dtype=affine.dtype)
-    return foreground.centroid_mm(foreground.body_mask(coarse), scaled)
-
-
-def _normalized(canonical: Tensor, mask: Tensor, claimed: Protocol) -> Tensor:
-    """(depth, height, width) -> [0, 1] as the protocol says, 0 outside the body."""
-    if claimed.intensity == "hounsfield":
-        return intensity.window_hounsfield(canonical, *claimed.window_hu) * mask
-    return intensity.normalize_percentiles(canonical, mask)
+    return torch.from_numpy(volume.not_below_air(source.voxels) if is_ct else source.voxels)
 
 
 # --- score --------------------------------------------------------------------------------------
@@ -162,9 +108,9 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         claimed = line.config.protocol_named(tokenize(line, uid, progress))
     at = clock.now()
     batch = line.batch(claimed).snapshot(name, _patient_of(line, claimed, name), at)
-    spec = line.scoring_spec(claimed)
+    spec = line.method(claimed).scoring
     scores = score_against(line.files(claimed), name, batch.subjects, spec, progress)
-    own, percentile = subject_scores(scores)
+    own, percentile = subject_scores(scores, spec.subject_share)
     entry = Score(
         series_instance_uid=uid,
         revision=series.revision,
@@ -185,20 +131,6 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         result_table.record_score(db, entry)
     line.batch(claimed).decide(name, percentile)
     return batch.version
-
-
-def subject_scores(scores: BatchScores) -> tuple[float, float]:
-    """Return the subject score and its percentile (0..100) among the reference subjects' own.
-
-    100 means above all of them; a batch of n gives n + 1 different values. Raises NonFiniteScores:
-    such a score never leaves the node.
-    """
-    try:
-        own = anomaly_map.subject_score(scores.calibrated)
-        reference = [anomaly_map.subject_score(grid) for grid in scores.reference]
-    except ValueError as error:
-        raise NonFiniteScores(f"the calibrated scores are not finite: {error}") from error
-    return own, 100.0 * sum(other < own for other in reference) / len(reference)
 
 
 def _patient_of(line: Line, claimed: Protocol, subject: str) -> str:
@@ -273,13 +205,9 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
     """
     subject = line.files(claimed).load_subject(entry.subject)
     grid = load_file(score_folder(line, entry) / "tokens.safetensors")["calibrated"]
-    pitch = line.token_spec.pitch_voxels(line.encoder_spec.patch_size)
-    canonical = anomaly_map.upsample(grid, pitch)
-    sigma = line.config.scoring.smoothing_mm / claimed.spacing_mm
-    smoothed = anomaly_map.smooth(canonical, subject.foreground, sigma)
-    to_canonical = resample.index_map(torch.from_numpy(source.affine), subject.affine)
     depth, height, width = source.voxels.shape
-    mapped = resample.sample(smoothed, to_canonical, (depth, height, width), 0.0)
+    affine = torch.from_numpy(source.affine)
+    mapped = map_on_source(grid, subject, line.method(claimed), (depth, height, width), affine)
     result: NDArray[np.float32] = mapped.numpy()
     return result
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from dicom_node.config import Match, Protocol
+from dicom_node.config import Match, Protocol, digest
 from dicom_node.errors import NoMatchingProtocol
 
 #: what stands in Contrast/Bolus Agent when none was given
@@ -126,3 +126,14 @@ def match(protocols: Sequence[Protocol], ds: Dataset, slice_spacing_mm: float) -
     raise NoMatchingProtocol(
         "no [[protocol]] matches; " + (" | ".join(reasons) or "the configuration has none")
     )
+
+
+def patient_key(header: Dataset) -> str:
+    """Return a digest of the patient's identity (Patient ID and its issuer, else the study).
+
+    A Patient ID is unique within its issuer alone (PS3.3 C.7.1.1). Without one each study is a
+    patient: two studies of an unknown patient may then meet in a batch.
+    """
+    identity = str(header.get("PatientID") or "").strip()
+    issuer = str(header.get("IssuerOfPatientID") or "").strip()
+    return digest(identity or str(header.StudyInstanceUID), issuer)

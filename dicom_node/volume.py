@@ -27,6 +27,8 @@ from pydicom.dataset import Dataset
 
 from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
 
+#: of air, in Hounsfield units
+_AIR_HU = np.float32(-1000.0)
 #: fewer slices make no volume: localizers and scouts
 MIN_SLICES = 8
 
@@ -81,6 +83,15 @@ class Volume:
         """
         depth, height, width = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(depth), float(height), float(width)
+
+
+def not_below_air(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(depth, height, width) HU -> the same, nothing below air.
+
+    Outside its field of view a CT is padded, often with values far below air (Pixel Padding Value,
+    PS3.3 C.7.5.1.1.2): beside them a threshold would take the air for body.
+    """
+    return np.maximum(voxels, _AIR_HU)
 
 
 def build(files: Sequence[Path]) -> Volume:

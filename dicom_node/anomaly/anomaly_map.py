@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
 
+def fuse(scales: Sequence[Tensor]) -> Tensor:
+    """Per scale (..., layers, D, H, W), coarse to fine -> (..., D, H, W) of the finest: the mean.
+
+    Over the layers of all scales, each of equal weight; coarse grids are interpolated. NaN where
+    there is no fine token.
+    """
+    finest = scales[-1]
+    total = torch.zeros_like(finest[..., 0, :, :, :])
+    for scale in scales:
+        ratio = finest.shape[-3] // scale.shape[-3]
+        mean = scale.sum(-4)
+        total += mean if ratio == 1 else upsample(mean, ratio)
+    n_layers = sum(scale.shape[-4] for scale in scales)
+    return torch.where(finest[..., 0, :, :, :].isfinite(), total / n_layers, torch.nan)
+
+
 def upsample(grid: Tensor, pitch: int) -> Tensor:
-    """(D, H, W) with NaN where there is no token -> (D*pitch, H*pitch, W*pitch), trilinear.
+    """(..., D, H, W) with NaN where there is no token -> each side times `pitch`, trilinear.
 
     Interpolation is by the tokens that exist (normalised by their weight), so that the rim of the
     foreground is not pulled towards zero; voxels that no token reaches are 0.
     """
-    known = grid.isfinite().float()
-    filled = torch.where(grid.isfinite(), grid, torch.zeros_like(grid))
-    both = torch.stack([filled, known])[None]  # 1 2 D H W
-    up = nnf.interpolate(both, scale_factor=pitch, mode="trilinear", align_corners=False)[0]
-    return torch.where(up[1] > 1e-3, up[0] / up[1].clamp(min=1e-3), torch.zeros_like(up[0]))
+    known = grid.isfinite()
+    filled = torch.where(known, grid, torch.zeros_like(grid))
+    both = torch.stack([filled, known.float()]).view(2, -1, *grid.shape[-3:])  # 2 n D H W
+    up = nnf.interpolate(both, scale_factor=pitch, mode="trilinear", align_corners=False)
+    mean = torch.where(up[1] > 1e-3, up[0] / up[1].clamp(min=1e-3), torch.zeros_like(up[0]))
+    return mean.view(*grid.shape[:-3], *mean.shape[-3:])
 
 
 def smooth(volume: Tensor, mask: Tensor, sigma_voxels: float) -> Tensor:

@@ -6,7 +6,7 @@ The only importer of timm. The model is never trained here; its weights come as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import timm
@@ -15,7 +15,7 @@ import torch.nn.functional as nnf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dicom_node.anomaly.spec import EncoderSpec
+from dicom_node.anomaly.spec import EncoderSpec, ScaleSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,10 @@ class Encoder:
         self.device = device
         if device == "cpu" and self.dtype is torch.bfloat16:
             _unfuse_attention(model)
+        #: number of blocks
+        self.depth = len(model.blocks)  # type: ignore[arg-type]
+        #: length of a feature vector
+        self.width = int(model.num_features)  # type: ignore[arg-type]
         self._keeper = _keeper_for(model)
         self._model = model.eval().requires_grad_(requires_grad=False).to(device, self.dtype)
         self._mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
@@ -102,48 +106,69 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(
-        self, slices: Tensor, kept: Tensor, upsampling: int, batch: int | None = None
+        self, slices: Tensor, kept: Tensor, scale: ScaleSpec, batch: int | None = None
     ) -> Tensor:
         """(n, rows, columns) grey in [0, 1] -> (layers, n, rows/p, columns/p, features) fp32.
 
+        `scale` says how slices are enlarged and which layers are wanted; later ones are not run.
         Rows and columns, enlarged, must be multiples of the patch size p. Grey is replicated to
         three channels and normalised as the weights' card says. Patches that `kept`,
         (n, rows/p, columns/p), leaves out are zero; they are not run through the blocks, and the
-        others do not attend to them. `batch` slices are encoded at once; it does not change the
-        features beyond rounding.
+        others do not attend to them. `batch` slices are encoded at once, by default as many as the
+        device has memory for, and fewer where that was too many; it does not change the features
+        beyond rounding. Raises torch.OutOfMemoryError where a single slice does not fit.
         """
-        # sequences differ in length: one by one on a CPU, padded together where a launch costs more
-        batch = batch or (1 if self.device == "cpu" else 32)
-        parts = [
-            self._encode_batch(some, keep, upsampling)
-            for some, keep in zip(slices.split(batch), kept.split(batch), strict=True)
-        ]
+        batch = batch or self._batch_size(slices, scale)
+        parts, done = [], 0
+        while done < len(slices):
+            some = slice(done, done + batch)
+            try:
+                parts.append(self._encode_batch(slices[some], kept[some], scale))
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2  # what others hold of the memory is not ours to know
+                torch.cuda.empty_cache()
+                continue
+            done += batch
         return torch.cat(parts, dim=1)
 
-    def _encode_batch(self, slices: Tensor, kept: Tensor, upsampling: int) -> Tensor:
+    def _batch_size(self, slices: Tensor, scale: ScaleSpec) -> int:
+        """Return how many slices are encoded at once, by the device's free memory."""
+        if not self.device.startswith("cuda"):
+            return 1  # sequences differ in length: padded to one they would cost more
+        free, _ = torch.cuda.mem_get_info(self.device)
+        n_patches = slices[0].numel() * scale.upsampling**2 // self.spec.patch_size**2
+        # a block's intermediates: a few tens of vectors per patch, and attention without its matrix
+        per_slice = n_patches * self.width * 64 * self.dtype.itemsize
+        return int(min(max(1, free // 2 // per_slice), 256))
+
+    def _encode_batch(self, slices: Tensor, kept: Tensor, scale: ScaleSpec) -> Tensor:
         """(n, rows, columns) -> (layers, n, grid rows, grid columns, features) fp32."""
         x = nnf.interpolate(
-            slices[:, None], scale_factor=upsampling, mode="bilinear", align_corners=False
+            slices[:, None], scale_factor=scale.upsampling, mode="bilinear", align_corners=False
         )  # n 1 R C
         x = ((x.expand(-1, 3, -1, -1) - self._mean) / self._std).to(self.device, self.dtype)
         flat = kept.flatten(1)  # n P
         if self._keeper is None:  # every patch is run, the unwanted ones are dropped afterwards
-            packed, valid = self._intermediates(x, None), flat
+            packed, valid = self._intermediates(x, scale.layers, None), flat
         else:
             index, valid = _packed_index(flat)  # n K, n K
             self._keeper.index = index.to(self.device)
-            packed = self._intermediates(x, self._attention_mask(valid))
+            packed = self._intermediates(x, scale.layers, self._attention_mask(valid))
         full = packed.new_zeros(packed.shape[0], *flat.shape, packed.shape[-1])  # L n P F
         full[:, flat] = packed[:, valid]
         grid: Tensor = full.unflatten(2, kept.shape[1:])
         return grid
 
-    def _intermediates(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _intermediates(
+        self, x: Tensor, layers: Sequence[int], attention_mask: Tensor | None
+    ) -> Tensor:
         """(n, 3, R, C) -> (layers, n, patches, features) fp32."""
         extra = {} if attention_mask is None else {"attn_mask": attention_mask}
         features = self._model.forward_intermediates(  # type: ignore[operator]
             x,
-            indices=list(self.spec.layers),
+            indices=list(layers),
             norm=self.spec.final_norm,
             output_fmt="NLC",
             intermediates_only=True,

@@ -23,9 +23,9 @@ N_NORMAL, N_LESIONED = 8, 3
 #: fewer make no batch
 FEWEST_SUBJECTS = 4
 #: token edge at 1 mm voxels and the default encoder, mm
-_TOKEN_EDGE_MM = 7.0
+_TOKEN_EDGE_MM = 14.0
 #: 57 tokens; what reaches further from the body's centre is left out
-_LARGEST_EXTENT_MM = 399.0
+_LARGEST_EXTENT_MM = 392.0
 
 _TEXT = """# Written by `dicom-node demo`. The keys are explained in config.example.toml.
 [node]
@@ -77,7 +77,7 @@ def config_text(
         How many series the user has; 0 with the built-in cohort.
     """
     n_subjects = n_own or N_NORMAL + N_LESIONED
-    modality, extent = _fit(own) if own else ("MR", (161.0, 196.0, 161.0))
+    modality, extent = _fit(own) if own else ("MR", (168.0, 196.0, 168.0))
     return _TEXT.format(
         ae_title=AE_TITLE,
         node_port=node_port,
@@ -95,7 +95,7 @@ def config_text(
 def _fit(files: Sequence[Path]) -> tuple[str, tuple[float, float, float]]:
     """Return modality and (feet-head, front-back, left-right) extent that holds the series.
 
-    Each side is a multiple of the token edge, in mm, at least one token and at most 399.
+    Each side is a multiple of the coarsest token's edge, in mm, at least one token and at most 392.
     """
     datasets = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
     # (4 per slice, 3)

@@ -4,9 +4,12 @@ import timm
 import torch
 
 from dicom_node.anomaly.encoder import Encoder
-from dicom_node.anomaly.spec import EncoderSpec
+from dicom_node.anomaly.spec import EncoderSpec, ScaleSpec
 
 TINY = "vit_tiny_patch16_224"
+#: token edges of 16 and 8 voxels with the patch of 16
+COARSE = ScaleSpec(upsampling=1, slices_per_token=4, layers=(0,))
+FINE = ScaleSpec(upsampling=2, slices_per_token=1, layers=(0, 1))
 
 
 def tiny_model():
@@ -24,5 +27,5 @@ def tiny_model():
 
 
 def tiny_encoder(patch_size: int = 16) -> Encoder:
-    spec = EncoderSpec(TINY, (0, 1), patch_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    spec = EncoderSpec(TINY, patch_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Encoder(spec, tiny_model(), "cpu", torch.float32)

@@ -18,7 +18,7 @@ from tests.make import ledgers
 from tests.make.encoders import TINY
 from tests.make.instances import Geometry, make_series, received
 
-#: 32 mm cubed: four tokens of 8 mm along each axis
+#: 32 mm cubed: two coarse tokens of 16 mm, four fine ones of 8 mm along each axis
 GEOMETRY = Geometry(rows=32, columns=32, n_slices=16, slice_spacing=2.0)
 
 
@@ -51,7 +51,6 @@ def make_line(database, folder, weights, **sections) -> Line:
             "model": TINY,
             "weights": "file",
             "file": weights,
-            "layers": [0],
             "axes": ["axial"],
             "projection_dim": 8,
         },

@@ -65,8 +65,8 @@ def tiny_encoder_section(folder: Path) -> str:
     """`[encoder]` with a tiny ViT of random weights: the same code path, a fraction of the time."""
     path = _tiny_weights(str(folder))
     return (
-        f'[encoder]\nmodel = "{TINY}"\nweights = "file"\nfile = "{path}"\nlayers = [2]\n'
-        "projection_dim = 32\n"
+        f'[encoder]\nmodel = "{TINY}"\nweights = "file"\nfile = "{path}"\nprojection_dim = 32\n'
+        "scales = [{upsampling = 1, layers = [0]}, {upsampling = 2, layers = [2]}]\n"
     )
 
 

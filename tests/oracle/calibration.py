@@ -6,11 +6,18 @@ Grids are dictionaries from (depth, height, width) to a score; a place without a
 from itertools import product
 
 MAD_TO_SIGMA = 1.4826
+STEPS = list(product((-1, 0, 1), repeat=3))
 
 
 def lower_median(values):
     """The middle value; of two middle ones the lower, as torch has it."""
     return sorted(values)[(len(values) - 1) // 2]
+
+
+def centred(grid):
+    """Every score less the median of its own grid."""
+    median = lower_median(grid.values())
+    return {place: value - median for place, value in grid.items()}
 
 
 def smoothed(grid):
@@ -24,10 +31,7 @@ def smoothed(grid):
     return found
 
 
-STEPS = list(product((-1, 0, 1), repeat=3))
-
-
-def location_and_scale(grids, shape, scale_floor):
+def location_and_scale(grids, shape, spec):
     """Usual score and robust scale of every place of a grid of `shape`."""
     inside = set(product(*map(range, shape)))
     at = {place: [grid[place] for grid in grids if place in grid] for place in inside}
@@ -41,10 +45,10 @@ def location_and_scale(grids, shape, scale_floor):
     scale = {p: v for p, v in smoothed(spread).items() if p in inside}
     usual = lower_median(location.values())
     typical = max(lower_median(scale.values()), 1e-6)
-    return (
-        {place: location.get(place, usual) for place in inside},
-        {place: max(scale.get(place, typical), scale_floor * typical) for place in inside},
-    )
+    n, prior = len(grids), spec.prior_subjects
+    found = {p: (n * location.get(p, usual) + prior * usual) / (n + prior) for p in inside}
+    wide = {p: (n * scale.get(p, typical) + prior * typical) / (n + prior) for p in inside}
+    return found, {p: max(value, spec.scale_floor * typical) for p, value in wide.items()}
 
 
 def calibrated(grid, location, scale):

@@ -54,9 +54,18 @@ def test_a_duplicate_subject_has_distance_zero():
     assert backward.max() < 5e-3
 
 
+def test_a_token_that_is_no_number_is_seen_in_every_distance_to_it():
+    """As `ReferenceFiles` relies on: it would pass for a place without a token otherwise."""
+    queries, keys = tokens(1, 9, 4), tokens(2, 6, 4)
+    keys[3, 2] = torch.nan
+    forward, backward = mutual_nearest(queries, keys, 2)
+    assert forward.isnan().all()
+    assert backward.isnan().tolist() == [False] * 3 + [True] + [False] * 2
+
+
 @pytest.mark.parametrize(
     ("others", "share", "expected"),
-    [(1, 0.1, 1), (9, 0.1, 1), (10, 0.3, 3), (11, 0.3, 4), (5, 1, 5)],
+    [(1, 0.1, 1), (9, 0.1, 1), (10, 0.3, 3), (11, 0.3, 4), (12, 0.1, 2), (100, 0.07, 7), (5, 1, 5)],
 )
 def test_the_number_of_neighbours_is_never_zero(others, share, expected):
     assert n_nearest(others, share) == expected

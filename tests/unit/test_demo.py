@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dicom_node import config, volume
 from dicom_node.anomaly.spec import GridSpec, TokenSpec
+from dicom_node.anomaly.tokens import default_scales
 from dicom_node.association.collector import StorageCollector
 from dicom_node.association.requestor import Peer, send
 from dicom_node.config import Node, NodeConfig, digest
@@ -260,7 +261,8 @@ def test_sorting_finds_the_seg_and_the_captures_in_order(tmp_path, labels):
 # -- settings: the configuration that is written ----------------------------------------------
 
 PACS = Pacs("PACS", 4242, "somewhere", None)
-TOKEN_MM = TokenSpec(axes=(0, 1, 2), upsampling=2, slices_per_token=1, projection_dim=128, seed=0)
+#: edge of the coarsest token, in voxels of 1 mm, with the packaged weights
+EDGE = TokenSpec(default_scales((8,))).pitches(14)[0]
 DIAGONAL = (0.7071068, 0.7071068, 0.0, -0.7071068, 0.7071068, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
@@ -277,8 +279,7 @@ def write_own(folder, modality, geometry, **attributes):
 
 
 def assert_whole_tokens(extent_mm):
-    edge = TOKEN_MM.pitch_voxels(14)
-    assert all(side > 0 and side % edge == 0 for side in GridSpec(extent_mm, 1.0).shape)
+    assert all(side > 0 and side % EDGE == 0 for side in GridSpec(extent_mm, 1.0).shape)
 
 
 def test_the_configuration_for_the_cohort_loads(tmp_path):
@@ -314,9 +315,8 @@ def test_the_extent_holds_the_series_in_whole_tokens(
     [protocol] = load_demo(tmp_path, own, 5).protocol
     assert (protocol.match.modality, protocol.intensity) == (modality, intensity)
     assert_whole_tokens(protocol.extent_mm)
-    edge = TOKEN_MM.pitch_voxels(14)
     for extent, side in zip(protocol.extent_mm, sides, strict=True):
-        assert side <= extent + 0.01 < side + edge + 0.02
+        assert side <= extent + 0.01 < side + EDGE + 0.02
 
 
 def test_a_single_slice_and_a_whole_body_make_a_grid_all_the_same(tmp_path):
@@ -327,7 +327,7 @@ def test_a_single_slice_and_a_whole_body_make_a_grid_all_the_same(tmp_path):
         own = write_own(tmp_path / name, "CT", geometry)
         [protocol] = load_demo(tmp_path, own, 5).protocol
         assert_whole_tokens(protocol.extent_mm)
-        assert max(protocol.extent_mm) <= 399
+        assert max(protocol.extent_mm) <= 392
 
 
 def test_an_enhanced_series_is_taken_for_a_head(tmp_path):

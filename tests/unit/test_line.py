@@ -1,12 +1,27 @@
 """The line of one worker: what names a token space, and an encoder that cannot be loaded."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 import timm
 from safetensors.torch import save_file
 
+from dicom_node.anomaly.spec import (
+    ALIGNED_SEARCH,
+    FREE_SEARCH,
+    GridSpec,
+    IntensitySpec,
+    ScaleSpec,
+    ScoringSpec,
+)
+from dicom_node.anomaly.tokens import default_scales
+from dicom_node.config import Encoder, Scale
 from dicom_node.errors import ConfigError
 from tests.make import ledgers, lines
 from tests.make.encoders import TINY
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +44,13 @@ def names(line):
 @pytest.mark.parametrize(
     ("section", "values"),
     [
-        ("encoder", {"layers": (1,)}),
+        ("encoder", {"scales": [{"upsampling": 2}]}),
+        ("encoder", {"scales": [{"slices_per_token": 4, "layers": [1]}, {"upsampling": 2}]}),
+        ("encoder", {"scales": [{"slices_per_token": 3}, {"upsampling": 2}]}),
         ("encoder", {"axes": ("axial", "sagittal")}),
-        ("encoder", {"upsampling": 1}),
-        ("encoder", {"slices_per_token": 2}),
         ("encoder", {"projection_dim": 16}),
         ("encoder", {"seed": 1}),
-        ("protocol", {"extent_mm": (32.0, 32.0, 40.0)}),
+        ("protocol", {"extent_mm": (32.0, 32.0, 48.0)}),
         ("protocol", {"spacing_mm": 2.0}),
         ("protocol", {"intensity": "hounsfield"}),
         ("protocol", {"window_hu": (0.0, 100.0)}),
@@ -53,6 +68,8 @@ def test_what_shapes_a_token_makes_another_token_space(make, section, values):
         ("scoring", {"nearest_share": 0.5}),
         ("scoring", {"smoothing_mm": 1.0}),
         ("protocol", {"calibration": "none"}),
+        ("protocol", {"coarse_cells": 0}),
+        ("protocol", {"window_cells": 2}),
         ("protocol", {"finding_threshold": 4.0}),
         ("protocol", {"finding_min_volume_ml": 1.0}),
         ("protocol", {"max_findings": 3}),
@@ -104,9 +121,70 @@ def test_a_device_that_is_not_there_is_an_error_of_the_configuration(make):
     ("section", "values"),
     [
         ("protocol", {"extent_mm": (30.0, 32.0, 32.0)}),
+        # fine tokens would fit
+        ("protocol", {"extent_mm": (32.0, 40.0, 32.0)}),
         ("protocol", {"spacing_mm": 1.5}),
     ],
 )
 def test_a_grid_that_tokens_do_not_fit_into_is_refused_at_the_start(make, section, values):
     with pytest.raises(ConfigError, match=r"\[\[protocol\]\] .*extent_mm could be \["):
         make(**{section: values})
+
+
+@pytest.mark.parametrize("upsamplings", [(2, 1), (1, 1), (2, 2, 1)])
+def test_scales_that_do_not_nest_are_refused_at_the_start(make, upsamplings):
+    scales = [{"upsampling": upsampling} for upsampling in upsamplings]
+    with pytest.raises(ConfigError, match=r"encoder\.scales: token edges .* do not nest"):
+        make(encoder={"scales": scales})
+
+
+# -- the method of a protocol --------------------------------------------------------------------
+
+
+def method(line):
+    (t1,) = line.config.protocol
+    return line.method(t1)
+
+
+def test_scales_and_layers_that_are_not_given_are_those_of_the_weights(make):
+    assert method(make()).tokens.scales == default_scales((0,))
+    given = [{"layers": [3]}, {"upsampling": 2, "slices_per_token": 2}]
+    expected = (ScaleSpec(1, 1, (3,)), ScaleSpec(2, 2, (0,)))
+    assert method(make(encoder={"scales": given})).tokens.scales == expected
+
+
+def test_the_scales_that_the_example_shows_are_the_default_of_the_packaged_weights():
+    """They stand there as a comment, so that other weights have scales of their own."""
+    text = EXAMPLE.read_text("utf-8").splitlines()
+    start = next(n for n, line in enumerate(text) if line.startswith("# scales = ["))
+    end = next(n for n, line in enumerate(text) if n > start and line.startswith("# ]"))
+    shown = tomllib.loads("\n".join(line.removeprefix("# ") for line in text[start : end + 1]))
+    scales = Encoder.model_validate(shown).scales
+    made = tuple(ScaleSpec(s.upsampling, s.slices_per_token, s.layers) for s in scales)
+    assert made == default_scales((8,))
+    assert all(set(scale) == set(Scale.model_fields) for scale in shown["scales"])
+
+
+def test_places_are_compared_only_where_the_subjects_lie_in_one_space(make):
+    assert method(make()).search == ALIGNED_SEARCH
+    assert method(make(protocol={"calibration": "none"})).search == FREE_SEARCH
+    chosen = method(make(protocol={"coarse_cells": 3, "window_cells": 0})).search
+    assert (chosen.n_cells, chosen.window_cells) == (3, 0)
+    free = method(make(protocol={"calibration": "none", "coarse_cells": 3})).search
+    assert (free.n_cells, free.window_cells) == (3, -1)
+
+
+def test_a_protocols_method_is_what_its_section_says(make):
+    changes = {
+        "extent_mm": (32.0, 64.0, 32.0),
+        "spacing_mm": 2.0,
+        "intensity": "hounsfield",
+        "window_hu": (40.0, 80.0),
+        "calibration": "none",
+    }
+    made = method(make(protocol=changes, scoring={"nearest_share": 0.5, "smoothing_mm": 1.5}))
+    assert made.grid == GridSpec((32.0, 64.0, 32.0), 2.0)
+    assert made.intensity == IntensitySpec("hounsfield", (40.0, 80.0))
+    assert made.scoring == ScoringSpec(nearest_share=0.5, calibration="none", smoothing_mm=1.5)
+    assert made.tokens.axes == (0,)
+    assert made.tokens.projection_dim == 8

@@ -7,9 +7,9 @@ from pydicom.dataset import Dataset
 
 from dicom_node import clock, pipeline
 from dicom_node.errors import EmptyForeground, NonFiniteScores
-from dicom_node.pipeline import patient_key, subject_scores
-from dicom_node.reference import BatchScores
+from dicom_node.protocol import patient_key
 from dicom_node.store import result_table
+from dicom_node.subject import make_subject
 from dicom_node.volume import Volume
 from tests.make import ledgers, lines
 
@@ -50,11 +50,18 @@ def chest(padding):
     return Volume(voxels.astype(np.float32), affine, (header,)), body
 
 
+def subject_of(line, source):
+    """The subject of a volume as the tokenize stage makes it."""
+    method = line.method(line.config.protocol[0])
+    affine = torch.from_numpy(source.affine)
+    return make_subject(pipeline.without_padding(source), affine, method, line.encoder)
+
+
 @pytest.mark.parametrize("padding", [None, -1024, -2000, -3024])
 def test_what_pads_a_ct_outside_its_field_of_view_makes_no_air_body(make, padding):
     line = make(protocol={"intensity": "hounsfield", "match": {"modality": "CT"}})
     source, body = chest(padding)
-    made = pipeline.make_subject(line, line.config.protocol[0], source, quiet)
+    made = subject_of(line, source)
     # a voxel more all round, where the edge is interpolated
     assert made.foreground.float().mean() == pytest.approx(body.mean(), rel=0.2)
 
@@ -64,7 +71,7 @@ def test_a_volume_of_one_value_is_said_to_have_no_foreground(make):
     source, _ = chest(None)
     flat = Volume(np.zeros_like(source.voxels), source.affine, source.headers)
     with pytest.raises(EmptyForeground, match="one value"):
-        pipeline.make_subject(line, line.config.protocol[0], flat, quiet)
+        subject_of(line, flat)
 
 
 def test_features_that_are_no_numbers_are_never_kept(make):
@@ -101,28 +108,6 @@ def test_without_an_id_each_study_is_a_patient_of_its_own(unknown):
     one, two = (patient_key(header(unknown, study=study)) for study in ("1.1", "1.2"))
     assert one != two
     assert one == patient_key(header(study="1.1"))
-
-
-# -- score ---------------------------------------------------------------------------------------
-
-
-def scores(own, reference):
-    """Scores of one token each."""
-    grids = [torch.full((1, 1, 1), value) for value in (own, *reference)]
-    return BatchScores(grids[0], grids[0], tuple(grids[1:]))
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"), [(0.5, 0.0), (1.5, 25.0), (2.0, 25.0), (3.5, 75.0), (9.0, 100.0)]
-)
-def test_the_percentile_is_the_share_of_the_reference_that_scores_lower(own, expected):
-    assert subject_scores(scores(own, [1.0, 2.0, 3.0, 4.0])) == (own, expected)
-
-
-@pytest.mark.parametrize("values", [(torch.nan, 1.0), (1.0, torch.nan), (torch.inf, 1.0)])
-def test_a_score_that_is_no_number_never_leaves_the_node(values):
-    with pytest.raises(NonFiniteScores):
-        subject_scores(scores(values[0], values[1:]))
 
 
 # -- report --------------------------------------------------------------------------------------

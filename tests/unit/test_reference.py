@@ -1,30 +1,17 @@
-"""The reference batch: who is in it, what is kept of whom, and what is scored with it."""
+"""The reference batch: who is in it, and the frozen batch of one score."""
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_node import clock
-from dicom_node.anomaly.similarity import mutual_nearest
-from dicom_node.anomaly.spec import ScoringSpec
-from dicom_node.errors import InsufficientReference, NonFiniteScores
-from dicom_node.reference import (
-    ReferenceBatch,
-    ReferenceFiles,
-    _pack_bits,
-    _unpack_bits,
-    score_against,
-)
+from dicom_node.errors import InsufficientReference
+from dicom_node.reference import ReferenceBatch
 from dicom_node.store import reference_table
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED
 from dicom_node.store.tables import batch as batch_rows
 from tests.make import ledgers
 from tests.make.ledgers import after
-from tests.make.subjects import GRID, subject
-from tests.oracle import calibration as calibration_oracle
-from tests.oracle import similarity as similarity_oracle
 
 ALL = (CANDIDATE, ADMITTED, EXCLUDED, EVICTED)
 
@@ -232,153 +219,3 @@ def can_be_scored(batches, name, patient):
         return name not in batches.subjects(name, patient)
     except InsufficientReference:
         return False
-
-
-# -- what is kept of a subject -------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(tmp_path):
-    return ReferenceFiles(tmp_path, "f")
-
-
-def test_a_kept_subject_comes_back_with_its_tokens_rounded(files):
-    made = subject(1)
-    assert not files.has_subject("a")
-    files.save_subject("a", made)
-    assert files.has_subject("a")
-    back = files.load_subject("a")
-    rounded = made.tokens.values.to(torch.bfloat16).float()
-    torch.testing.assert_close(back.tokens.values, rounded, atol=0, rtol=0)
-    assert torch.equal(back.tokens.index, made.tokens.index)
-    assert back.tokens.grid_shape == GRID
-    assert torch.equal(back.foreground, made.foreground)
-    assert torch.equal(back.affine, made.affine)
-    index, shape = files.token_places("a")
-    assert torch.equal(index, made.tokens.index)
-    assert shape == GRID
-    with pytest.raises(FileNotFoundError):
-        files.load_subject("b")
-
-
-def test_token_spaces_do_not_share_files(tmp_path, files):
-    files.save_subject("a", subject(1))
-    assert not ReferenceFiles(tmp_path, "g").has_subject("a")
-
-
-@given(st.lists(st.booleans(), max_size=40))
-def test_packed_bits_come_back(flags):
-    packed = _pack_bits(torch.tensor(flags, dtype=torch.uint8))
-    assert packed.numel() == (len(flags) + 7) // 8
-    assert _unpack_bits(packed)[: len(flags)].bool().tolist() == flags
-
-
-def test_kept_distances_are_those_measured_afresh_in_both_directions(files, monkeypatch):
-    names = ["a", "b", "c"]
-    for seed, name in enumerate(names):
-        files.save_subject(name, subject(seed))
-    first = files.distances("a", ["b", "c"], 3)
-    values = {name: files.load_subject(name).tokens.values for name in names}
-    for other, found in zip(["b", "c"], first, strict=True):
-        for layer, queries in enumerate(values["a"]):
-            expected = mutual_nearest(queries, values[other][layer], 2048)[0]
-            torch.testing.assert_close(found[layer], expected, atol=1e-5, rtol=1e-5)
-    measured = []
-    monkeypatch.setattr(files, "load_subject", lambda name: measured.append(name))
-    assert torch.equal(files.distances("a", ["c", "b"], 3), first.flip(0))
-    back = files.distances("b", ["a"], 3)
-    assert measured == []
-    for layer, queries in enumerate(values["b"]):
-        expected = mutual_nearest(queries, values["a"][layer], 2048)[0]
-        torch.testing.assert_close(back[0, layer], expected, atol=1e-5, rtol=1e-5)
-
-
-# -- scores --------------------------------------------------------------------------------------
-
-
-def oracle_grid(files, name, others, share):
-    """Mean over the layers of the loops' token scores, by place."""
-    loaded = [files.load_subject(n).tokens for n in (name, *others)]
-    index = loaded[0].index.tolist()
-    per_layer = [
-        similarity_oracle.token_scores([t.values[layer].tolist() for t in loaded], 0, share)
-        for layer in range(loaded[0].values.shape[0])
-    ]
-    scores = [sum(column) / len(column) for column in zip(*per_layer, strict=True)]
-    places = [tuple(map(int, np.unravel_index(flat, GRID))) for flat in index]
-    return dict(zip(places, scores, strict=True))
-
-
-def by_place(grid):
-    return {
-        tuple(place): float(grid[tuple(place)]) for place in torch.nonzero(grid.isfinite()).tolist()
-    }
-
-
-def assert_same(grid, expected):
-    assert by_place(grid) == pytest.approx(expected, abs=2e-3, rel=2e-3)
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000), st.integers(3, 5), st.sampled_from([0.1, 0.5, 1.0]))
-def test_scores_and_their_calibration_equal_the_loops(tmp_path_factory, seed, n, share):
-    files = ReferenceFiles(tmp_path_factory.mktemp("files"), "f")
-    names = [f"s{place}" for place in range(n + 1)]
-    for place, name in enumerate(names):
-        files.save_subject(name, subject(seed * 10 + place))
-    spec = ScoringSpec(nearest_share=share, chunk=5)
-    own, *batch = names
-    found = score_against(files, own, batch, spec)
-    raw = oracle_grid(files, own, batch, share)
-    usual = [oracle_grid(files, b, [o for o in batch if o != b], share) for b in batch]
-    oracle = calibration_oracle.location_and_scale(usual, GRID, spec.scale_floor)
-    assert_same(found.raw, raw)
-    assert_same(found.calibrated, calibration_oracle.calibrated(raw, *oracle))
-    for place, grid in enumerate(found.reference):
-        rest = usual[:place] + usual[place + 1 :]
-        oracle = calibration_oracle.location_and_scale(rest, GRID, spec.scale_floor)
-        assert_same(grid, calibration_oracle.calibrated(usual[place], *oracle))
-
-
-def test_without_calibration_the_scores_are_the_raw_distances(files):
-    for place, name in enumerate("abcd"):
-        files.save_subject(name, subject(place))
-    found = score_against(files, "a", ["b", "c", "d"], ScoringSpec(calibration="none"))
-    torch.testing.assert_close(found.calibrated, found.raw, equal_nan=True)
-    assert_same(found.raw, oracle_grid(files, "a", ["b", "c", "d"], 0.3))
-    assert_same(found.reference[0], oracle_grid(files, "b", ["c", "d"], 0.3))
-
-
-def test_a_subject_whose_tokens_are_no_numbers_is_not_passed_over(files):
-    for place, name in enumerate("abcd"):
-        made = subject(place)
-        if name == "c":
-            made.tokens.values[0, 0, 0] = torch.nan
-        files.save_subject(name, made)
-    with pytest.raises(NonFiniteScores, match="not finite"):
-        score_against(files, "a", ["b", "c", "d"], ScoringSpec())
-
-
-def test_progress_is_told_once_per_reference_subject(files):
-    for place, name in enumerate("abcd"):
-        files.save_subject(name, subject(place))
-    told = []
-    score_against(files, "a", ["b", "c", "d"], ScoringSpec(), told.append)
-    assert told == pytest.approx([1 / 3, 2 / 3, 1.0])
-
-
-def test_the_order_in_which_subjects_came_never_changes_a_score(tmp_path):
-    """Distances are kept pair by pair, as subjects come: no order may leave a trace in them."""
-    found = []
-    for number, order in enumerate(["bcde", "edcb", "cebd", "dbec"]):
-        files = ReferenceFiles(tmp_path / str(number), "f")
-        known = []
-        for name in order:
-            files.save_subject(name, subject(ord(name)))
-            if known:
-                files.distances(name, known, 2)
-            known.append(name)
-        files.save_subject("a", subject(ord("a")))
-        found.append(score_against(files, "a", known, ScoringSpec(chunk=3)).calibrated)
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4, equal_nan=True)

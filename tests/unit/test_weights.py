@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dicom_node import weights
 from dicom_node.anomaly.encoder import build_encoder
-from dicom_node.anomaly.spec import EncoderSpec
+from dicom_node.anomaly.spec import EncoderSpec, ScaleSpec
 from dicom_node.config import Encoder
 from dicom_node.errors import ConfigError, WeightsMismatch, WeightsMissing
 from dicom_node.folders import cache_folder
@@ -69,13 +69,14 @@ def test_the_loaded_encoder_sees_what_is_in_the_picture():
     """A disc's patches are like each other and unlike the ground's, in the card's layer."""
     found = weights.locate(Encoder(), cache_folder())
     card = found.card
-    spec = EncoderSpec(NAME, card.layers, card.patch_size, card.mean, card.std)
+    spec = EncoderSpec(NAME, card.patch_size, card.mean, card.std)
     rows, columns = torch.meshgrid(torch.arange(224), torch.arange(224), indexing="ij")
     noise = torch.rand((224, 224), generator=torch.Generator().manual_seed(0))
     disc = (rows - 60) ** 2 + (columns - 60) ** 2 < 42**2
     picture = torch.where(disc, 0.8, 0.2) + 0.05 * noise
     encoder = build_encoder(spec, found.state(), "cpu")
-    features = encoder.encode(picture[None], torch.ones(1, 16, 16, dtype=torch.bool), 1)[0, 0]
+    kept = torch.ones(1, 16, 16, dtype=torch.bool)
+    features = encoder.encode(picture[None], kept, ScaleSpec(1, 1, card.layers))[0, 0]
     unit = torch.nn.functional.normalize(features, dim=-1)
     inside, ground = unit[4, 4], unit[12, 12]
     assert inside @ unit[3, 4] > inside @ ground + 0.1

@@ -1,0 +1,111 @@
+"""A whole method with its encoder, for scans that come from no PACS: a preset, or a protocol's.
+
+What makes a protocol's scores here is what makes them in the node, under the same fingerprints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dicom_node.anomaly.encoder import Encoder
+from dicom_node.anomaly.presets import preset
+from dicom_node.anomaly.spec import MethodSpec
+from dicom_node.anomaly.tokens import check_grid
+from dicom_node.config import Match, NodeConfig, Protocol, digest
+from dicom_node.errors import ConfigError
+from dicom_node.line import Methods
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Which regions of a map are findings."""
+
+    #: in the units of the calibrated map; None where the method does not calibrate, and the scores
+    #: of the other subjects must say what is high
+    threshold: float | None = 3.0
+    min_volume_ml: float = 0.2
+    max_findings: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How scans are scored."""
+
+    #: of the preset or the protocol
+    name: str
+    method: MethodSpec
+    findings: Findings
+    #: names the encoder in results
+    encoder_name: str
+    encoder: Encoder
+    #: of all that shapes a token; of all that shapes a token, a score or a finding
+    token_fingerprint: str
+    fingerprint: str
+    #: what a series must be like; None takes any
+    match: Match | None = None
+
+
+def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
+    """Return the recipe of a protocol of a node's configuration.
+
+    Raises
+    ------
+    ConfigError
+        There is no such protocol, its grid does not fit the tokens, or the encoder cannot be
+        loaded.
+    WeightsMissing, WeightsMismatch
+        What ``[encoder]`` names is not there, or is something else.
+    """
+    methods = Methods(config, cache)
+    protocol = config.protocol_named(name)
+    return Recipe(
+        name=name,
+        method=methods.method(protocol),
+        findings=_findings(protocol),
+        encoder_name=config.encoder.model,
+        encoder=methods.encoder,
+        token_fingerprint=methods.token_fingerprint(protocol),
+        fingerprint=methods.fingerprint(protocol),
+        match=protocol.match,
+    )
+
+
+def _findings(protocol: Protocol) -> Findings:
+    """Take over a protocol's threshold and sizes as they are: the site has chosen them."""
+    return Findings(
+        protocol.finding_threshold, protocol.finding_min_volume_ml, protocol.max_findings
+    )
+
+
+def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:
+    """Return the recipe of a preset, with the encoder that a configuration names.
+
+    Raises
+    ------
+    ConfigError
+        There is no such preset, its grid does not fit the encoder's patches, or the encoder cannot
+        be loaded.
+    WeightsMissing, WeightsMismatch
+        What ``[encoder]`` names is not there, or is something else.
+    """
+    methods = Methods(config.model_copy(update={"protocol": ()}), cache)
+    try:
+        method = preset(name, methods.card.layers, methods.encoder.depth)
+        pitches = method.tokens.pitches(methods.card.patch_size)
+        check_grid(method.grid.shape, pitches[0])
+    except ValueError as error:
+        raise ConfigError(f"--preset {name}: {error}") from error
+    token_fingerprint = methods.token_digest(method)
+    calibrated = method.scoring.calibration != "none"
+    rule = Findings() if calibrated else Findings(threshold=None)
+    shapes = (asdict(method.search), asdict(method.scoring), asdict(rule))
+    return Recipe(
+        name=name,
+        method=method,
+        findings=rule,
+        encoder_name=config.encoder.model,
+        encoder=methods.encoder,
+        token_fingerprint=token_fingerprint,
+        fingerprint=digest(token_fingerprint, *shapes),
+    )

@@ -1,0 +1,130 @@
+"""Kept subjects -> the token scores of one of them against a batch of the others.
+
+One code path for both modes of the method: a folder's subjects are each scored against all others,
+and a new study against a frozen batch. A reference subject's own map is its score against the rest
+of the batch, calibrated by the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dicom_node.anomaly.anomaly_map import fuse, subject_score
+from dicom_node.anomaly.calibration import (
+    calibrate,
+    centred,
+    leave_one_out,
+    location_and_scale,
+    to_grid,
+)
+from dicom_node.anomaly.spec import ScoringSpec
+from dicom_node.errors import InsufficientReference, NonFiniteScores
+from dicom_node.reference_files import ReferenceFiles
+
+#: each needs two others for its own leave-one-out scores
+MIN_REFERENCE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScores:
+    """The token scores of one subject against one batch; higher is more anomalous.
+
+    On the grid of the finest tokens, the mean over scales and layers.
+    """
+
+    #: (D, H, W) mean distance to the nearest share of the batch, NaN where there is no token
+    raw: Tensor
+    #: (D, H, W) each scale and layer calibrated, then fused; equal to raw without calibration
+    calibrated: Tensor
+    #: (n, D, H, W), per reference subject in the batch's order: its leave-one-out scores,
+    #: calibrated by the others
+    reference: Tensor
+
+
+def score_against(
+    files: ReferenceFiles,
+    name: str,
+    batch: Sequence[str],
+    spec: ScoringSpec,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> BatchScores:
+    """Score subject `name` against the subjects of `batch` (which does not hold it).
+
+    Parameters
+    ----------
+    batch
+        `MIN_REFERENCE` subjects or more, all in `files`; their order never changes a score.
+    progress
+        Called with the share that is done, once per reference subject.
+
+    Raises
+    ------
+    InsufficientReference
+        Fewer than `MIN_REFERENCE` reference subjects.
+    NonFiniteScores
+        A distance is no number: in a grid it would pass for a place without a token.
+
+    References
+    ----------
+    CoDeGraph3D, arXiv 2602.15315, section 3.1; the calibration by place is ours.
+    """
+    if len(batch) < MIN_REFERENCE:
+        raise InsufficientReference(
+            f"{len(batch)} reference subjects for {name}: the method needs {MIN_REFERENCE} at least"
+        )
+    own = _grids(files, name, batch, spec)
+    members = []
+    for done, member in enumerate(batch):
+        others = [other for other in batch if other != member]
+        members.append(_grids(files, member, others, spec))
+        progress((done + 1) / len(batch))
+    usual = [torch.stack(scale) for scale in zip(*members, strict=True)]  # per scale n L D H W
+    raw = fuse(own)
+    if spec.calibration == "none":
+        return BatchScores(raw, raw, fuse(usual))
+    both = [_calibrated(*scale, spec) for scale in zip(own, usual, strict=True)]
+    return BatchScores(raw, fuse([one for one, _ in both]), fuse([two for _, two in both]))
+
+
+def _calibrated(own: Tensor, usual: Tensor, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
+    """(L, D, H, W) and (n, L, D, H, W) raw scores of one scale -> the same, calibrated by place.
+
+    A reference subject is judged by the others alone: with its own map among them it would pass as
+    usual at the very place where it is not.
+    """
+    own, usual = centred(own), centred(usual)
+    layers = [
+        (
+            calibrate(own[layer], *location_and_scale(usual[:, layer], spec)),
+            calibrate(usual[:, layer], *leave_one_out(usual[:, layer], spec)),
+        )
+        for layer in range(own.shape[0])
+    ]
+    return torch.stack([one for one, _ in layers]), torch.stack([two for _, two in layers], 1)
+
+
+def _grids(
+    files: ReferenceFiles, name: str, others: Sequence[str], spec: ScoringSpec
+) -> list[Tensor]:
+    """Return per scale (L, D, H, W): the interval average over `others`, NaN without a token."""
+    averages = files.averages(name, others, spec.nearest_share)  # per scale L n
+    places = files.token_places(name)
+    return [to_grid(scores, *place) for scores, place in zip(averages, places, strict=True)]
+
+
+def subject_scores(scores: BatchScores, share: float) -> tuple[float, float]:
+    """Return the subject score and its percentile (0..100) among the reference subjects' own.
+
+    100 means above all of them; a batch of n gives n + 1 different values. Raises NonFiniteScores:
+    such a score never leaves the node.
+    """
+    try:
+        own = subject_score(scores.calibrated, share)
+        reference = [subject_score(grid, share) for grid in scores.reference]
+    except ValueError as error:
+        raise NonFiniteScores(f"the calibrated scores are not finite: {error}") from error
+    return own, 100.0 * sum(other < own for other in reference) / len(reference)
