@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dicom_node.anomaly import anomaly_map, calibration
 from dicom_node.anomaly.spec import ScoringSpec
+from tests.make.subjects import enlarged
 from tests.oracle import calibration as oracle
 from tests.oracle import fusion as fusion_oracle
 
@@ -163,10 +164,12 @@ def test_scores_without_any_spread_are_calibrated_to_numbers():
 def test_fusion_equals_the_loops(seed, coarse, ratio, n_layers):
     generator = torch.Generator().manual_seed(seed)
     fine = tuple(ratio * side for side in coarse)
-    kept = torch.rand(fine, generator=generator) < 0.5
+    cells = torch.rand(coarse, generator=generator) < 0.6
+    cells[0, 0, 0] = True
+    kept = (torch.rand(fine, generator=generator) < 0.5) & enlarged(cells, ratio)
     # as of tokens: a coarse cell is there for each fine one, and some without one
     parents = torch.nn.functional.max_pool3d(kept.float()[None, None], ratio)[0, 0] > 0
-    parents |= torch.rand(coarse, generator=generator) < 0.2
+    parents |= torch.rand(coarse, generator=generator) < 0.1
     scales = []
     for layers, known in zip(n_layers, (parents, kept), strict=True):
         drawn = torch.randn(layers, *known.shape, generator=generator)

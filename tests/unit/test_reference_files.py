@@ -183,6 +183,9 @@ def test_a_step_of_a_large_batch_reads_the_distances_of_those_who_come_and_go(
     assert asked == []
     files.averages(own, others[1:41], 0.3)
     assert sorted(asked) == sorted([others[0], others[40]])
+    asked.clear()
+    files.averages(own, others[1:41], 0.3)
+    assert asked == []
 
 
 @settings(max_examples=8, deadline=None)
