@@ -46,7 +46,7 @@ name = "head-t1"
 mode = "live"
 min_reference = 3
 spacing_mm = 2.0
-extent_mm = [182.0, 252.0, 182.0]
+extent_mm = [196.0, 252.0, 196.0]
 finding_threshold = 1.5
 max_findings = 3
 [protocol.match]
@@ -58,7 +58,7 @@ name = "head-flair"
 mode = "live"
 min_reference = 3
 spacing_mm = 2.0
-extent_mm = [154.0, 210.0, 168.0]
+extent_mm = [168.0, 224.0, 168.0]
 finding_threshold = 1.5
 max_findings = 3
 [protocol.match]
@@ -70,7 +70,7 @@ name = "chest-ct"
 mode = "live"
 min_reference = 3
 spacing_mm = 3.0
-extent_mm = [315.0, 315.0, 420.0]
+extent_mm = [336.0, 336.0, 420.0]
 intensity = "hounsfield"
 finding_threshold = 1.5
 max_findings = 3
