@@ -207,10 +207,7 @@ class Scale(Section):
 
 
 class Encoder(Section):
-    """``[encoder]``: the frozen vision transformer.
-
-    What shapes a token is part of the fingerprint: a change of it founds new reference batches.
-    """
+    """``[encoder]``: the frozen vision transformer; a change of it founds new reference batches."""
 
     #: any timm vision transformer
     model: str = "vit_small_patch14_dinov2"
@@ -230,8 +227,7 @@ class Encoder(Section):
             raise ValueError('encoder.weights = "file" needs encoder.file, a safetensors file')
         if not self.axes or len(set(self.axes)) != len(self.axes):
             raise ValueError("encoder.axes names each axis at most once, and at least one")
-        # not by a length of the field: one scale that is wrong would be told as none at all, too
-        if self.scales == ():
+        if self.scales == ():  # by a length of the field, one wrong scale would be told as none too
             raise ValueError("encoder.scales lists at least one size of token")
         return self
 
