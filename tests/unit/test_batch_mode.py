@@ -137,7 +137,7 @@ def test_a_lesion_is_found_at_its_place_and_agrees_with_its_mask(score, tmp_path
     assert report.calibrated.auroc > 0.9
     assert report.calibrated.average_precision > 3 * report.prevalence
     assert report.z_score.auroc > 0.9
-    assert [size.n_found for size in report.lesions] == [0, 1, 0, 0]  # 1.2 ml
+    assert [size.n_found for size in report.lesions] == [0, 0, 1, 0, 0]  # 1.2 ml
     assert report.subject_auroc == 1.0
     assert [note for note in heard.notes if "nobody_label" in note] == heard.notes
     table = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))

@@ -188,12 +188,12 @@ def test_the_yardstick_is_read_in_the_form_that_serves_it_best(z, form):
 def test_lesions_are_sorted_by_size_and_the_lower_bound_belongs_to_a_class():
     evaluation = Evaluation()
     evaluation.add(maps([1], [1], [1]), np.array([True]), np.array([True]))
-    sizes = (0.1, 0.999, 1.0, 5.0, 19.9, 20.0, 300.0)
+    sizes = (0.01, 0.1, 0.999, 1.0, 5.0, 19.9, 20.0, 300.0)
     evaluation.add_subject(3.0, Overlap(tuple((size, size > 4) for size in sizes), 3))
     evaluation.add_subject(1.0, Overlap((), 0))
     report = evaluation.report()
     assert [(size.n_lesions, size.n_found) for size in report.lesions] == [
-        *((2, 0), (1, 0), (2, 2), (2, 2)),
+        *((1, 0), (2, 0), (1, 0), (2, 2), (2, 2)),
     ]
     assert report.false_findings == 1.5
     assert report.subject_auroc == 1.0
