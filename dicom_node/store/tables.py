@@ -7,7 +7,7 @@ The migrations make them; a test holds the two together. What is true of all tab
 - States are the values of the enumerations in :mod:`dicom_node.jobs` and of the constants beside
   each ``*_table`` module. SQLite checks no enumeration; the functions there do.
 - UIDs are kept as they came, as text and never as a part of a path. There is no patient data:
-  a patient is a digest (:func:`dicom_node.pipeline.patient_key`).
+  a patient is a digest (:func:`dicom_node.protocol.patient_key`).
 - What is recorded is not deleted: a row is the answer to "what became of it?".
 """
 
