@@ -136,7 +136,8 @@ class Encoder:
     def _batch_size(self, slices: Tensor, scale: ScaleSpec) -> int:
         """Return how many slices are encoded at once, by the device's free memory."""
         if not self.device.startswith("cuda"):
-            return 1  # sequences differ in length: padded to one they would cost more
+            # the slices of one token keep the same patches; more would be padded to the longest
+            return scale.slices_per_token
         free, _ = torch.cuda.mem_get_info(self.device)
         n_patches = slices[0].numel() * scale.upsampling**2 // self.spec.patch_size**2
         # a block's intermediates: a few tens of vectors per patch, and attention without its matrix
