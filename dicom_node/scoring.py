@@ -14,19 +14,43 @@ import torch
 from torch import Tensor
 
 from dicom_node.anomaly.anomaly_map import fuse, subject_score
-from dicom_node.anomaly.calibration import (
-    calibrate,
-    centred,
-    leave_one_out,
-    location_and_scale,
-    to_grid,
-)
+from dicom_node.anomaly.calibration import UsualScores, calibrate, centred, to_grid
 from dicom_node.anomaly.spec import ScoringSpec
 from dicom_node.errors import InsufficientReference, NonFiniteScores
 from dicom_node.reference_files import ReferenceFiles
 
 #: each needs two others for its own leave-one-out scores
 MIN_REFERENCE = 3
+
+
+class ReferenceScores(Sequence[Tensor]):
+    """Each reference subject's own token scores, in the batch's order: (D, H, W), made when asked.
+
+    A subject is judged by the others alone: with its own map among them it would pass as usual at
+    the very place where it is not.
+    """
+
+    def __init__(
+        self, scales: Sequence[Tensor], usual: Sequence[UsualScores] | None, spec: ScoringSpec
+    ) -> None:
+        """Per scale (n, layers, D, H, W) leave-one-out scores, and `usual` where they are judged."""
+        self._scales, self._usual, self._spec = scales, usual, spec
+
+    def __len__(self) -> int:
+        """Return the number of reference subjects."""
+        return len(self._scales[0])
+
+    def __getitem__(self, place: int) -> Tensor:
+        """Return the scores of one subject, NaN where it has no token."""
+        own = [scale[place] for scale in self._scales]
+        if self._usual is None:
+            return fuse(own)
+        return fuse(
+            [
+                calibrate(scale, *usual.of_others(scale, self._spec))
+                for scale, usual in zip(own, self._usual, strict=True)
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +64,8 @@ class BatchScores:
     raw: Tensor
     #: (D, H, W) each scale and layer calibrated, then fused; equal to raw without calibration
     calibrated: Tensor
-    #: (n, D, H, W), per reference subject in the batch's order: its leave-one-out scores,
-    #: calibrated by the others
-    reference: Tensor
+    #: per reference subject (D, H, W) its leave-one-out scores, calibrated by the others
+    reference: Sequence[Tensor]
 
 
 def score_against(
@@ -77,34 +100,22 @@ def score_against(
             f"{len(batch)} reference subjects for {name}: the method needs {MIN_REFERENCE} at least"
         )
     own = _grids(files, name, batch, spec)
-    members = []
+    # laid out once: stacked afterwards they would be held twice
+    members = [grid.new_empty(len(batch), *grid.shape) for grid in own]
     for done, member in enumerate(batch):
         others = [other for other in batch if other != member]
-        members.append(_grids(files, member, others, spec))
+        for scale, grid in zip(members, _grids(files, member, others, spec), strict=True):
+            scale[done] = grid if spec.calibration == "none" else centred(grid)
         progress((done + 1) / len(batch))
-    usual = [torch.stack(scale) for scale in zip(*members, strict=True)]  # per scale n L D H W
     raw = fuse(own)
     if spec.calibration == "none":
-        return BatchScores(raw, raw, fuse(usual))
-    both = [_calibrated(*scale, spec) for scale in zip(own, usual, strict=True)]
-    return BatchScores(raw, fuse([one for one, _ in both]), fuse([two for _, two in both]))
-
-
-def _calibrated(own: Tensor, usual: Tensor, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
-    """(L, D, H, W) and (n, L, D, H, W) raw scores of one scale -> the same, calibrated by place.
-
-    A reference subject is judged by the others alone: with its own map among them it would pass as
-    usual at the very place where it is not.
-    """
-    own, usual = centred(own), centred(usual)
-    layers = [
-        (
-            calibrate(own[layer], *location_and_scale(usual[:, layer], spec)),
-            calibrate(usual[:, layer], *leave_one_out(usual[:, layer], spec)),
-        )
-        for layer in range(own.shape[0])
+        return BatchScores(raw, raw, ReferenceScores(members, None, spec))
+    usual = [UsualScores.of(scale) for scale in members]
+    judged = [
+        calibrate(centred(scale), *here.of_all(spec))
+        for scale, here in zip(own, usual, strict=True)
     ]
-    return torch.stack([one for one, _ in layers]), torch.stack([two for _, two in layers], 1)
+    return BatchScores(raw, fuse(judged), ReferenceScores(members, usual, spec))
 
 
 def _grids(

@@ -9,6 +9,8 @@ differently is a little further from everybody everywhere, which says nothing of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
@@ -46,23 +48,79 @@ def smoothed(grids: Tensor) -> Tensor:
     return mean.view(grids.shape)
 
 
-def location_and_scale(grids: Tensor, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
-    """(n, D, H, W) leave-one-out scores -> (D, H, W) usual score and robust scale of each place.
+@dataclass(frozen=True, slots=True)
+class UsualScores:
+    """What the subjects of a batch score at each place: enough for all, and for all but one.
 
-    Median and MAD (as a normal sigma) over the subjects, smoothed over the neighbouring places and
-    drawn towards those of the median place, as if ``spec.prior_subjects`` more subjects had shown
-    these; the scale is at least ``spec.scale_floor`` of the median place's. A place that fewer than
-    half of the subjects cover is no place of the batch's anatomy: it takes the median place's
-    values.
-
-    Both are finite everywhere, and the scale is above 0, if any place is covered. Of an even number
-    of values the median is the lower middle one.
+    When one of some sorted values is taken out, the median of the others is one of two of them; so
+    is the median of their distances from it. These few are kept, and no subject's scores.
     """
-    # robust, since any of the reference subjects may be abnormal at a place
-    covered = grids.isfinite().sum(0) * 2 >= grids.shape[0]
-    median = torch.where(covered, grids.nanmedian(0).values, torch.nan)
-    spread = torch.where(covered, (grids - median).abs().nanmedian(0).values, torch.nan)
-    return _finished(median, spread * _MAD_TO_SIGMA, grids.shape[0], spec)
+
+    #: subjects in the batch
+    n: int
+    #: (..., D, H, W) how many of them have a score there
+    known: Tensor
+    #: (2, ..., D, H, W) the two scores about the middle
+    values: Tensor
+    #: (2, 2, ..., D, H, W) for each of these, the two distances from it about the middle
+    deviations: Tensor
+
+    @classmethod
+    def of(cls, grids: Tensor) -> UsualScores:
+        """(n, ..., D, H, W) leave-one-out scores, NaN where a subject has no token."""
+        # sorted a slab at a time: the order of all places takes twice the memory of the scores
+        slabs = [_about_the_middle(slab) for slab in grids.split(1, dim=-3)]
+        known, values, deviations = zip(*slabs, strict=True)
+        return cls(
+            grids.shape[0], torch.cat(known, -3), torch.cat(values, -3), torch.cat(deviations, -3)
+        )
+
+    def of_all(self, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
+        """Return (..., D, H, W) usual score and robust scale of each place.
+
+        Median and MAD (as a normal sigma) over the subjects, smoothed over the neighbouring places
+        and drawn towards those of the median place, as if ``spec.prior_subjects`` more subjects had
+        shown these; the scale is at least ``spec.scale_floor`` of the median place's. A place that
+        fewer than half of the subjects cover is no place of the batch's anatomy: it takes the
+        median place's values.
+
+        Both are finite everywhere, and the scale is above 0, if any place is covered. Of an even
+        number of values the median is the lower middle one.
+        """
+        return self._told(torch.full_like(self.values[0], torch.nan), self.n, spec)
+
+    def of_others(self, own: Tensor, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
+        """(..., D, H, W) scores of one of the subjects -> `of_all` of a batch without it."""
+        return self._told(own, self.n - 1, spec)
+
+    def _told(self, own: Tensor, n: int, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
+        """Location and scale of n subjects: without `own`, wherever it has a score."""
+        out = own.isfinite()
+        upper = (self.known % 2 == 1) & (self.known > 1)  # which is the middle, with none out
+        second = torch.where(out, own <= self.values[0], upper)
+        median = torch.where(second, self.values[1], self.values[0])
+        nearest, next_nearest = torch.where(second, self.deviations[1], self.deviations[0])
+        second = torch.where(out, (own - median).abs() <= nearest, upper)
+        # robust, since any of the reference subjects may be abnormal at a place
+        spread = torch.where(second, next_nearest, nearest) * _MAD_TO_SIGMA
+        covered = (self.known - out.int()) * 2 >= n
+        median = torch.where(covered, median, torch.nan)
+        return _finished(median, torch.where(covered, spread, torch.nan), n, spec)
+
+
+def _about_the_middle(grids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, ...) -> (...) number of scores, (2, ...) two of them, (2, 2, ...) distances from these.
+
+    The two that stand where the lower middle one of all but one may be; infinite where there are
+    too few.
+    """
+    known = grids.isfinite().sum(0)
+    lower = ((known - 2) // 2).clamp(min=0)
+    which = torch.stack([lower, (lower + 1).clamp(max=grids.shape[0] - 1)])
+    filled = torch.where(grids.isfinite(), grids, torch.inf)
+    values = filled.sort(0).values.gather(0, which)
+    deviations = [(filled - about).abs().sort(0).values.gather(0, which) for about in values]
+    return known, values, torch.stack(deviations)
 
 
 def _finished(median: Tensor, sigma: Tensor, n: int, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
@@ -74,43 +132,6 @@ def _finished(median: Tensor, sigma: Tensor, n: int, spec: ScoringSpec) -> tuple
     location = torch.where(location.isfinite(), location, usual).lerp(usual, prior)
     scale = torch.where(scale.isfinite(), scale, typical).lerp(typical, prior)
     return location, torch.maximum(scale, spec.scale_floor * typical)
-
-
-def leave_one_out(grids: Tensor, spec: ScoringSpec) -> tuple[Tensor, Tensor]:
-    """(n, D, H, W) -> (n, D, H, W) each: location and scale of every subject by the n - 1 others.
-
-    Equal to `location_and_scale` of the others, one subject after the other, but O(n log n): when
-    one of n sorted values is taken out, the median of the others is one of two of them.
-    """
-    n = grids.shape[0]
-    known = grids.isfinite()
-    n_others = known.sum(0) - known.long()  # n D H W: finite values of the others
-    covered = n_others * 2 >= n - 1
-    values, rank = _sorted(grids)
-    which = _others_middle(rank, n_others, known)  # n D H W: place among all sorted values
-    median = values.gather(0, which)
-    spread = torch.full_like(grids, torch.nan)
-    lowest = which.amin(0, keepdim=True)
-    for candidate in (lowest, (lowest + 1).clamp(max=n - 1)):
-        about = values.gather(0, candidate)
-        deviation, rank = _sorted((grids - about).abs())
-        middle = deviation.gather(0, _others_middle(rank, n_others, known))
-        spread = torch.where(which == candidate, middle, spread)
-    median = torch.where(covered, median, torch.nan)
-    spread = torch.where(covered, spread, torch.nan)
-    return _finished(median, spread * _MAD_TO_SIGMA, n - 1, spec)
-
-
-def _sorted(grids: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, ...) -> ascending over n, NaN last as infinity, and each value's place in that order."""
-    values, order = torch.where(grids.isfinite(), grids, torch.inf).sort(dim=0, stable=True)
-    return values, order.argsort(0)
-
-
-def _others_middle(rank: Tensor, n_others: Tensor, known: Tensor) -> Tensor:
-    """Return where, among all sorted values, the lower middle one of the others of each stands."""
-    middle = ((n_others - 1).clamp(min=0)) // 2
-    return torch.where(known & (rank <= middle), middle + 1, middle).clamp(max=rank.shape[0] - 1)
 
 
 def calibrate(grid: Tensor, location: Tensor, scale: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def map_scores(by: Recipe, source: Volume, subject: Subject, scores: BatchScores
 
 def _high(scores: BatchScores) -> float:
     """Return what is high among the other subjects' own token scores."""
-    known = scores.reference[scores.reference.isfinite()].sort().values
+    known = torch.cat([grid[grid.isfinite()] for grid in scores.reference]).sort().values
     return float(known[round(_HIGH_SHARE * (known.numel() - 1))])
 
 

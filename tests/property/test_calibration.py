@@ -53,6 +53,18 @@ def by_place(grid):
     }
 
 
+def location_and_scale(grids, spec):
+    """Of a batch of all these subjects."""
+    return calibration.UsualScores.of(grids).of_all(spec)
+
+
+def leave_one_out(grids, spec):
+    """Location and scale by the others of each, stacked."""
+    usual = calibration.UsualScores.of(grids)
+    found = [usual.of_others(grid, spec) for grid in grids]
+    return tuple(torch.stack(each) for each in zip(*found, strict=True))
+
+
 def as_grid(values, shape):
     return torch.tensor([values[place] for place in product(*map(range, shape))]).view(shape)
 
@@ -62,19 +74,33 @@ def as_grid(values, shape):
 def test_location_and_scale_equal_the_loops(grids, spec):
     shape = tuple(grids.shape[1:])
     expected = oracle.location_and_scale([by_place(grid) for grid in grids], shape, spec)
-    for found, values in zip(calibration.location_and_scale(grids, spec), expected, strict=True):
+    for found, values in zip(location_and_scale(grids, spec), expected, strict=True):
         torch.testing.assert_close(found, as_grid(values, shape), atol=1e-5, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=150)
 @given(grids_of_a_batch, specs)
 def test_leave_one_out_is_location_and_scale_of_the_others(grids, spec):
-    location, scale = calibration.leave_one_out(grids, spec)
+    location, scale = leave_one_out(grids, spec)
     for own in range(len(grids)):
         others = torch.cat([grids[:own], grids[own + 1 :]])
-        expected = calibration.location_and_scale(others, spec)
+        expected = location_and_scale(others, spec)
         torch.testing.assert_close(location[own], expected[0], atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(scale[own], expected[1], atol=1e-6, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(3, 7), shapes, st.integers(1, 3), specs)
+def test_layers_are_judged_each_for_itself(seed, n, shape, n_layers, spec):
+    layers = [
+        random_grids(seed + layer, n, shape, ties=True, missing=0.3) for layer in range(n_layers)
+    ]
+    usual = calibration.UsualScores.of(torch.stack(layers, 1))
+    together = usual.of_others(torch.stack([grids[0] for grids in layers]), spec)
+    for layer, grids in enumerate(layers):
+        alone = calibration.UsualScores.of(grids).of_others(grids[0], spec)
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one[layer], other)
 
 
 @settings(deadline=None, max_examples=40)
@@ -82,14 +108,14 @@ def test_leave_one_out_is_location_and_scale_of_the_others(grids, spec):
 def test_the_order_of_the_subjects_changes_neither(grids, spec, seed):
     order = torch.randperm(len(grids), generator=torch.Generator().manual_seed(seed))
     for one, other in zip(
-        calibration.location_and_scale(grids, spec),
-        calibration.location_and_scale(grids[order], spec),
+        location_and_scale(grids, spec),
+        location_and_scale(grids[order], spec),
         strict=True,
     ):
         torch.testing.assert_close(one, other)
     for one, other in zip(
-        calibration.leave_one_out(grids, spec),
-        calibration.leave_one_out(grids[order], spec),
+        leave_one_out(grids, spec),
+        leave_one_out(grids[order], spec),
         strict=True,
     ):
         torch.testing.assert_close(one[order], other)
@@ -98,7 +124,7 @@ def test_the_order_of_the_subjects_changes_neither(grids, spec, seed):
 @settings(deadline=None, max_examples=40)
 @given(grids_of_a_batch)
 def test_both_are_finite_everywhere_and_the_scale_is_above_zero(grids):
-    location, scale = calibration.location_and_scale(grids, ScoringSpec())
+    location, scale = location_and_scale(grids, ScoringSpec())
     assert location.isfinite().all()
     assert scale.isfinite().all()
     assert (scale > 0).all()
@@ -126,9 +152,9 @@ def test_what_is_usual_at_a_place_counts_for_more_the_more_subjects_have_shown_i
     location_of = {}
     for n in (5, 50):
         grids = place + torch.zeros(n, 1, 1, 1)
-        location_of[n] = calibration.location_and_scale(grids, ScoringSpec(prior_subjects=5.0))[0]
-    alone = calibration.location_and_scale(grids, ScoringSpec(prior_subjects=0.0))[0]
-    usual = calibration.location_and_scale(grids, ScoringSpec(prior_subjects=1e12))[0]
+        location_of[n] = location_and_scale(grids, ScoringSpec(prior_subjects=5.0))[0]
+    alone = location_and_scale(grids, ScoringSpec(prior_subjects=0.0))[0]
+    usual = location_and_scale(grids, ScoringSpec(prior_subjects=1e12))[0]
     torch.testing.assert_close(usual, torch.full((3, 3, 3), float(alone.median())))
     torch.testing.assert_close(location_of[5], alone.lerp(usual, 1 / 2))
     torch.testing.assert_close(location_of[50], alone.lerp(usual, 1 / 11))
@@ -139,14 +165,14 @@ def test_a_place_at_which_all_subjects_agree_has_the_least_scale():
     grids[:, 3:6, 3:6, 3:6] = 1.0  # the middle and all its neighbours
     for floor in (0.25, 0.5):
         spec = ScoringSpec(scale_floor=floor, prior_subjects=0.0)
-        scale = calibration.location_and_scale(grids, spec)[1]
+        scale = location_and_scale(grids, spec)[1]
         assert scale[4, 4, 4] == scale.min()
         assert scale.min() == pytest.approx(floor * float(scale.median()))
 
 
 def test_scores_without_any_spread_are_calibrated_to_numbers():
     grids = torch.full((4, 2, 2, 2), 3.0)
-    location, scale = calibration.location_and_scale(grids, ScoringSpec())
+    location, scale = location_and_scale(grids, ScoringSpec())
     assert calibration.calibrate(grids[0], location, scale).eq(0).all()
     assert (scale > 0).all()
 

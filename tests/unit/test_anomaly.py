@@ -78,7 +78,7 @@ def test_calibration_finds_what_is_unusual_at_its_place():
     usual = torch.linspace(1, 10, 6 * 6 * 6).view(6, 6, 6)
     grids = usual + 0.1 * torch.randn(12, 6, 6, 6, generator=generator)
     grids[:, 0] = torch.nan
-    location, scale = calibration.location_and_scale(grids, ScoringSpec())
+    location, scale = calibration.UsualScores.of(grids).of_all(ScoringSpec())
     study = usual.clone()
     study[3, 3, 3] += 2.0
     scored = calibration.calibrate(study, location, scale)

@@ -98,7 +98,7 @@ def test_scores_of_two_scales_and_their_calibration_equal_the_loops(
     raw, usual = loops.grids(own, batch), loops.usual(batch)
     assert_same(found.raw, fused(raw))
     assert_same(found.calibrated, fused(loops.calibrated(raw, usual)))
-    assert found.reference.shape == (n, *GRIDS[1])
+    assert len(found.reference) == n
     for place, grid in enumerate(found.reference):
         rest = usual[:place] + usual[place + 1 :]
         assert_same(grid, fused(loops.calibrated(usual[place], rest)))
@@ -150,7 +150,7 @@ def test_a_study_has_the_score_against_a_frozen_batch_that_it_has_in_a_folder(
     for one, other in (
         (frozen.raw, scored[new].raw),
         (frozen.calibrated, scored[new].calibrated),
-        (frozen.reference, scored[new].reference),
+        (torch.stack(list(frozen.reference)), torch.stack(list(scored[new].reference))),
     ):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3, equal_nan=True)
 
@@ -202,7 +202,7 @@ def test_a_batch_that_rolls_gives_the_scores_of_one_that_is_founded_anew(
         for one, other in (
             (found.raw, expected.raw),
             (found.calibrated, expected.calibrated),
-            (torch.stack(members), expected.reference),
+            (torch.stack(members), torch.stack(list(expected.reference))),
         ):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)
 
@@ -232,7 +232,8 @@ def test_a_subject_further_from_everybody_everywhere_is_not_further_at_any_place
     assert far.raw.nanmean() > near.raw.nanmean() + 30
     assert far.calibrated.nanmedian().abs() < 1
     assert far.calibrated[far.calibrated.isfinite()].abs().max() < 10
-    torch.testing.assert_close(far.reference, near.reference, equal_nan=True)
+    for one, other in zip(far.reference, near.reference, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
 
 
 def test_what_is_unusual_at_its_place_stands_out_among_the_scores(tmp_path):
