@@ -191,7 +191,8 @@ class Line(Methods):
 
     def files(self, of: Protocol) -> ReferenceFiles:
         """Return the files of a protocol's token space: tokens and distances."""
-        return ReferenceFiles(self.folders.root, self.token_fingerprint(of), self.method(of).search)
+        search, device = self.method(of).search, self.config.encoder.device
+        return ReferenceFiles(self.folders.root, self.token_fingerprint(of), search, device)
 
     def batch(self, of: Protocol) -> ReferenceBatch:
         """Return the batch of a protocol's token space: who is in it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,8 +42,11 @@ class ReferenceFiles:
     pair write the same.
     """
 
-    def __init__(self, root: Path, fingerprint: str, search: SearchSpec) -> None:
-        self._search = search
+    def __init__(
+        self, root: Path, fingerprint: str, search: SearchSpec, device: str = "cpu"
+    ) -> None:
+        """Use the files below `root`; pairs are compared on `device`, all else is on the CPU."""
+        self._search, self._device = search, device
         self._tokens = root / "tokens" / fingerprint
         how = digest(search.n_cells, search.window_cells)
         self._distances = root / "distances" / fingerprint / how
@@ -106,7 +110,7 @@ class ReferenceFiles:
         """
         missing = [other for other in others if not self._pair_file(name, other).exists()]
         if missing:
-            own = self.load_tokens(name)
+            own = self._on_device(name)
             for other in missing:
                 forward, backward = self._measured(name, own, other)
                 self._keep(name, other, forward)
@@ -120,13 +124,18 @@ class ReferenceFiles:
     def _measured(self, name: str, own: Sequence[Tokens], other: str) -> tuple[Scales, Scales]:
         """Return the distances of `own`, the tokens of `name`, to `other`, and those back."""
         try:
-            forward, backward = match(own, self.load_tokens(other), self._search)
+            forward, backward = match(own, self._on_device(other), self._search)
         except ValueError as error:  # the restricted search looks at its tokens first
             raise NonFiniteScores(f"distances of {name} to {other}: {error}") from error
         # both: an infinite token is nobody's nearest, and shows in its own distances alone
         if not all(bool(distances.isfinite().all()) for distances in (*forward, *backward)):
             raise NonFiniteScores(f"distances of {name} to {other} are not finite")
-        return forward, backward
+        return tuple(one.cpu() for one in forward), tuple(one.cpu() for one in backward)
+
+    def _on_device(self, name: str) -> tuple[Tokens, ...]:
+        """Read the tokens of a subject to where they are compared; their places stay on the CPU."""
+        loaded = self.load_tokens(name)
+        return tuple(replace(scale, values=scale.values.to(self._device)) for scale in loaded)
 
     def averages(self, name: str, others: Sequence[str], share: float) -> Scales:
         """Return per scale (layers, n): the mean distance to the nearest share of `others`.

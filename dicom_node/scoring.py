@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dicom_node.anomaly.anomaly_map import fuse, subject_score
@@ -33,7 +32,7 @@ class ReferenceScores(Sequence[Tensor]):
     def __init__(
         self, scales: Sequence[Tensor], usual: Sequence[UsualScores] | None, spec: ScoringSpec
     ) -> None:
-        """Per scale (n, layers, D, H, W) leave-one-out scores, and `usual` where they are judged."""
+        """Hold per scale (n, layers, D, H, W) leave-one-out scores; without `usual`, unjudged."""
         self._scales, self._usual, self._spec = scales, usual, spec
 
     def __len__(self) -> int:

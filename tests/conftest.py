@@ -5,10 +5,15 @@ import threading
 import time
 from pathlib import Path
 
+import hypothesis
 import pydicom.config
 import pytest
 
 import dicom_node.anomaly  # noqa: F401 - its guard must run before any test imports timm
+
+# how fast a machine is, and what else it does, fails no test
+hypothesis.settings.register_profile("node", deadline=None)
+hypothesis.settings.load_profile("node")
 
 #: a test or fixture that takes longer says so, again and again
 _PULSE_S = 15.0

@@ -116,8 +116,9 @@ def _laid_out(tokens: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
     shape = (cells.n_cells + 1, cells.width)
     values = tokens.new_zeros(*shape, tokens.shape[1])
     norms = tokens.new_full(shape, math.inf)
-    values.view(-1, tokens.shape[1])[cells.slot] = tokens
-    norms.view(-1)[cells.slot] = _finite_norms(tokens)
+    slot = cells.slot.to(tokens.device)
+    values.view(-1, tokens.shape[1])[slot] = tokens
+    norms.view(-1)[slot] = _finite_norms(tokens)
     return values, norms
 
 
@@ -201,8 +202,11 @@ def mutual_nearest_among(
         _nearest_of_layer(*layer, chunks)
         for layer in zip(queries.values, queries.norms, keys.values, keys.norms, strict=True)
     ]
-    forward = torch.stack([squared.view(-1)[queries.cells.slot] for squared, _ in both])
-    backward = torch.stack([squared.view(-1)[keys.cells.slot] for _, squared in both])
+    slots = [side.cells.slot.to(near.device) for side in (queries, keys)]
+    forward, backward = (
+        torch.stack([squared.view(-1)[slot] for squared in side])
+        for side, slot in zip(zip(*both, strict=True), slots, strict=True)
+    )
     return forward.clamp_(min=0).sqrt_(), backward.clamp_(min=0).sqrt_()
 
 
@@ -219,17 +223,19 @@ _Chunk = tuple[Tensor, Tensor]
 
 
 def _chunks(near: Tensor, n_blocks: int) -> list[_Chunk]:
-    """(q, k) near cells -> chunks of (r,) rows and (r, l) the cells near to each.
+    """(q, k) near cells -> chunks of (r,) rows and (r, l) the cells near to each, on its device.
 
     Rows with about as many near cells go together, so that little is filled up: with k, the block
     without tokens. r * l is at most `n_blocks` unless r is 1.
     """
+    device, near = near.device, near.cpu()  # a loop over sizes: each would be a wait for the device
     row, column = near.nonzero(as_tuple=True)
     counts = row.bincount(minlength=near.shape[0])
     counts_down, order = counts.sort(descending=True)
     lists = torch.full((near.shape[0], int(counts_down[0])), near.shape[1])
     lists[row, torch.arange(len(row)) - _starts(counts)[row]] = column
-    lists, sizes, start, chunks = lists[order], counts_down.tolist(), 0, []
+    sizes, start, chunks = counts_down.tolist(), 0, []
+    order, lists = order.to(device), lists[order].to(device)
     while start < len(sizes) and sizes[start]:  # a row without a token is near to no cell
         end = start + max(1, n_blocks // sizes[start])
         chunks.append((order[start:end], lists[start:end, : sizes[start]]))

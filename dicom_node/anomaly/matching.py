@@ -23,7 +23,8 @@ def match(
 
     The second is that of the keys to the queries: one product gives both. Layers are matched each
     for itself. The coarsest tokens are compared with all others, finer ones too unless `search`
-    restricts them to the cells of the next coarser. Raises ValueError for an empty set.
+    restricts them to the cells of the next coarser. Works where the values of the tokens lie, which
+    is one device; the indices are on the CPU. Raises ValueError for an empty set.
     """
     both = []
     for scale, (own, other) in enumerate(zip(queries, keys, strict=True)):
@@ -43,10 +44,16 @@ def blocks_of(fine: Tokens, coarse: Tokens) -> Blocks:
 
 
 def near_cells(queries: Tokens, keys: Tokens, search: SearchSpec) -> Tensor:
-    """Coarse tokens of two subjects -> (a, b) which cells' fine tokens are compared."""
+    """Coarse tokens of two subjects -> (a, b) which cells' fine tokens are compared.
+
+    Raises ValueError where there is a window and the grids differ: those places are not comparable.
+    """
     near = alike(queries.values, keys.values, search.n_cells)
     if search.window_cells >= 0:
-        near |= close(queries.index, keys.index, queries.grid_shape, search.window_cells)
+        if queries.grid_shape != keys.grid_shape:
+            raise ValueError(f"no window about a place: {queries.grid_shape}, {keys.grid_shape}")
+        here = close(queries.index, keys.index, queries.grid_shape, search.window_cells)
+        near |= here.to(near.device)
     return near
 
 

@@ -25,8 +25,8 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
         raise ValueError("mutual similarity needs tokens on both sides")
     queries, keys = queries.float(), keys.float()
     key_norm = keys.square().sum(1)
-    forward = torch.empty(queries.shape[0])
-    backward = torch.full((keys.shape[0],), math.inf)
+    forward = queries.new_empty(queries.shape[0])
+    backward = keys.new_full((keys.shape[0],), math.inf)
     for start in range(0, queries.shape[0], chunk):
         part = queries[start : start + chunk]
         # ||q||^2 + ||k||^2 - 2 q.k, the sum in one pass of the product

@@ -1,11 +1,14 @@
 """Matching of two scales: the restricted search inside the exhaustive one, on random subjects."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_node.anomaly.matching import match, near_cells
+from dicom_node.anomaly import coarse_to_fine
+from dicom_node.anomaly.matching import blocks_of, match, near_cells
 from dicom_node.anomaly.similarity import mutual_nearest
 from dicom_node.anomaly.spec import SearchSpec
 from dicom_node.anomaly.tokens import Tokens
@@ -93,6 +96,49 @@ def test_a_subject_finds_itself_at_distance_nought():
     for search in (SearchSpec(), SearchSpec(n_cells=1)):
         for distances in match(tokens, tokens, search):
             assert all(scale.max() < 5e-3 for scale in distances)
+
+
+def test_places_of_different_grids_are_not_near():
+    values = torch.rand(1, 4, 2)
+    queries, keys = (Tokens(values, torch.arange(4), shape) for shape in ((4, 1, 1), (2, 2, 1)))
+    with pytest.raises(ValueError, match=r"\(4, 1, 1\), \(2, 2, 1\)"):
+        near_cells(queries, keys, SearchSpec(n_cells=1, window_cells=0))
+    assert near_cells(queries, keys, SearchSpec(n_cells=1)).shape == (4, 4)
+
+
+def on(device, tokens):
+    """Their values alone: the places stay on the CPU."""
+    return tuple(replace(scale, values=scale.values.to(device)) for scale in tokens)
+
+
+def test_the_kernels_work_where_their_tokens_lie(monkeypatch):
+    """The meta device computes nothing, and refuses a tensor that lies on the CPU."""
+    queries, keys = both(3)
+    near = near_cells(queries[0], keys[0], SearchSpec(n_cells=2))
+    monkeypatch.setattr(coarse_to_fine, "_finite_norms", lambda tokens: tokens.square().sum(-1))
+    monkeypatch.setattr(coarse_to_fine, "_with_tokens", lambda *_blocks_and_near: near.to("meta"))
+    chunks = coarse_to_fine._chunks(near, 3)
+    moved = [(rows.to("meta"), listed.to("meta")) for rows, listed in chunks]
+    monkeypatch.setattr(coarse_to_fine, "_chunks", lambda *_near_and_size: moved)
+    one, other = (
+        coarse_to_fine.Blocks.of(fine.values, blocks_of(fine, coarse).cells)
+        for coarse, fine in (on("meta", queries), on("meta", keys))
+    )
+    found = coarse_to_fine.mutual_nearest_among(one, other, near.to("meta"), 30)
+    found += mutual_nearest(*(t[1].values[0] for t in (on("meta", queries), on("meta", keys))), 7)
+    assert [distances.device.type for distances in found] == ["meta"] * 4
+    sizes = [tuple(scale.values.shape[:2]) for scale in (queries[1], keys[1])]
+    assert [tuple(distances.shape) for distances in found] == [*sizes, *(s[1:] for s in sizes)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("search", [SearchSpec(), SearchSpec(n_cells=2, window_cells=1)])
+def test_a_gpu_finds_the_distances_of_the_cpu(search):
+    queries, keys = both(4)
+    expected = match(queries, keys, search)
+    found = match(on("cuda", queries), on("cuda", keys), search)
+    for one, other in zip(found, expected, strict=True):
+        close([distances.cpu() for distances in one], other)
 
 
 @pytest.mark.parametrize("search", [SearchSpec(), SearchSpec(n_cells=1)])
