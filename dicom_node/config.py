@@ -12,45 +12,24 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 from pydantic import ValidationError as _ValidationError
 
+from dicom_node import quantities
 from dicom_node.errors import ConfigError
-
-_SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
-_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def _quantity(value: object, units: dict[str, float], example: str) -> float:
-    """Read "60 s" or "20 GiB"; raises ValueError naming the units.
-
-    The unit is not optional: a bare number is what people guess wrong.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", str(value))
-    if match is None or match[2] not in units:
-        raise ValueError(
-            f'{value!r} is not a quantity like "{example}" (units: {", ".join(units)})'
-        )
-    found = float(match[1]) * units[match[2]]
-    if not math.isfinite(found):
-        raise ValueError(f"{value!r} is too large")
-    return found
-
-
-def _seconds(value: object) -> float:
-    """Read a duration."""
-    return _quantity(value, dict(_SECONDS), "60 s")
-
-
-def _bytes(value: object) -> int:
-    """Read a size; units are powers of 1024 and say so, for "GB" is read either way."""
-    return int(_quantity(value, dict(_BYTES), "20 GiB"))
 
 
 def _ae_title(value: str) -> str:
@@ -65,11 +44,12 @@ def _ae_title(value: str) -> str:
 #: longer than any of them can mean, and short of what a point in time can hold
 _LONGEST_S = 3650 * 86400.0
 
-Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S), BeforeValidator(_seconds)]
-Bytes = Annotated[int, BeforeValidator(_bytes)]
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S), BeforeValidator(quantities.seconds)]
+Bytes = Annotated[int, BeforeValidator(quantities.size_bytes)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ShareOrCount = Annotated[float | int, PlainValidator(quantities.share_or_count)]
 Millimetres = Annotated[float, Field(gt=0, le=1000)]
 
 
@@ -169,6 +149,13 @@ class Protocol(Section):
     #: least number of other patients that a study is compared with
     min_reference: Annotated[int, Field(ge=3)] = 15
     max_reference: Annotated[int, Field(ge=3)] = 60
+    #: a study above this percentile of the batch's own scores is not admitted: 95 keeps out about
+    #: one usual study of twenty, which costs less than an abnormal one that hides its like
+    admission_percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
+    #: members of one scanner, at most: a share of max_reference, or a count; none: as they come
+    max_per_scanner: ShareOrCount | None = None
+    #: who leaves a full batch
+    leaves: Literal["oldest", "most_redundant"] = "oldest"
     #: centred on the foreground; each a multiple of the coarsest token's edge
     extent_mm: tuple[Millimetres, Millimetres, Millimetres] = (168.0, 196.0, 168.0)
     spacing_mm: Annotated[float, Field(gt=0, le=5)] = 1.0

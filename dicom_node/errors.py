@@ -9,12 +9,15 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     ├── ConfigError                    HALT    the command line prints file and key, exit 2
     ├── PartFailed                     HALT    a supervised process cannot start
     ├── InputError                     REJECT  what was received is at fault
+    │   ├── ExportInvalid                      an exported reference batch is damaged
     │   ├── InstanceRejected (.status)         UnsupportedSOPClass, DataSetMismatch,
     │   │                                      UnreadableDataSet
     │   └── SeriesRejected                     InconsistentSeries, IrregularGeometry,
     │                                          UnsupportedPixels, NoMatchingProtocol,
     │                                          NotScorable, EmptyForeground
     ├── InsufficientReference          WAIT    re-run when the batch has grown
+    ├── TokenSpaceMismatch             WAIT    a batch of another fingerprint: rebuild one
+    ├── DecisionRefused                HALT    a person's wish for the batch cannot be followed
     ├── ScoringError                   HALT    NonFiniteScores, WeightsMissing, WeightsMismatch
     ├── ObjectError                    HALT    we made an invalid object: a bug
     ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
@@ -130,10 +133,24 @@ class EmptyForeground(SeriesRejected):
     """No foreground was found in the volume."""
 
 
+class ExportInvalid(InputError):
+    """The exported reference batch cannot be imported."""
+
+
 class InsufficientReference(NodeError):
     """The reference batch is smaller than its minimum."""
 
     disposition = Disposition.WAIT
+
+
+class TokenSpaceMismatch(NodeError):
+    """The reference batch was made with another fingerprint."""
+
+    disposition = Disposition.WAIT
+
+
+class DecisionRefused(NodeError):
+    """The decision about the reference batch cannot be carried out."""
 
 
 class ScoringError(NodeError):

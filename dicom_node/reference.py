@@ -1,26 +1,31 @@
 """Rolling reference batch: who is in it, and the frozen batch of one score.
 
 A study is judged by its distance to other studies of its protocol, so the batch decides what is
-usual. It rolls: usual studies are admitted after they were scored, unusual ones are kept out, the
-oldest leave. Each score is made with a frozen batch whose name is its content. Who is in the batch,
-rows alone say; what is kept of a subject lies in :mod:`dicom_node.reference_files`.
+usual. It rolls: usual studies are admitted after they were scored, unusual ones are kept out, and
+from a full batch others leave (:mod:`dicom_node.admission` has the rules). Each score is made with
+a frozen batch whose name is its content. Who is in the batch, rows alone say; what is kept of a
+subject lies in :mod:`dicom_node.reference_files`; what people decide of it stands in
+:mod:`dicom_node.reference_verbs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
 
+from dicom_node import admission, clock
+from dicom_node.admission import Freezes, Redundancy
 from dicom_node.config import Protocol, digest
 from dicom_node.errors import InsufficientReference
-from dicom_node.store import reference_table
+from dicom_node.store import admission_table, reference_table
+from dicom_node.store.admission_table import Change, Decision
 from dicom_node.store.database import Database
-from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED, Member
+from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED, RULE, Member
 
-#: a study above this percentile of the batch's own scores is not admitted: that keeps out about one
-#: usual study of twenty, which costs less than an abnormal one that hides its like
-ADMISSION_PERCENTILE = 95.0
+_NEW_REVISION = "late instances made a new revision of the series"
+_VERBS = {ADMITTED: "admit", CANDIDATE: "defer", EXCLUDED: "keep out", EVICTED: "evict"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +37,45 @@ class Batch:
 
 
 class ReferenceBatch:
-    """Who is in the reference batch of one protocol, in one token space.
+    """The reference batch of one protocol, in one token space.
 
     The protocol's ``min_reference`` and ``max_reference`` bound it, in patients.
     """
 
-    def __init__(self, database: Database, protocol: Protocol, fingerprint: str) -> None:
-        self._database = database
-        self._protocol = protocol
-        self._fingerprint = fingerprint
+    def __init__(
+        self,
+        database: Database,
+        protocol: Protocol,
+        fingerprint: str,
+        redundancy: Redundancy | None = None,
+    ) -> None:
+        """Without `redundancy` the oldest leaves, whatever the protocol says."""
+        self.database = database
+        self.protocol = protocol
+        self.fingerprint = fingerprint
+        self._redundancy = redundancy
 
-    def add_candidate(self, subject: str, uid: str, patient_key: str, at: datetime) -> None:
+    def add_candidate(
+        self, subject: str, uid: str, patient_key: str, at: datetime, scanner: str = ""
+    ) -> None:
         """Make a tokenized subject known; it serves while the batch is founded.
 
-        One that is known already keeps its state; earlier revisions of its series leave.
+        One that is known already keeps its state. Earlier revisions of its series leave, in every
+        token space, unless they are pinned or the batch is frozen: an old revision is the same
+        patient with fewer slices, and would hide what is unusual.
         """
-        entry = Member(subject, uid, patient_key, CANDIDATE, "tokenized, not yet scored")
-        with self._database.begin() as db:
-            reference_table.add_candidate(db, self._protocol.name, self._fingerprint, entry, at)
+        why, added = "tokenized, not yet scored", clock.stamp(at)
+        entry = Member(subject, uid, patient_key, CANDIDATE, why, added, scanner)
+        name = self.protocol.name
+        with self.database.begin() as db:
+            stale = reference_table.other_revisions(db, name, uid, subject)
+            for fingerprint, found in groupby(stale, lambda item: item[0]):
+                frozen = Freezes.of(admission_table.freezes(db, name, fingerprint)).frozen
+                changes = _outdated([old for _, old in found], frozen=frozen)
+                if changes:
+                    decision = Decision(name, fingerprint, RULE, "evict", _NEW_REVISION)
+                    admission_table.record(db, decision, changes, at)
+            reference_table.add(db, name, self.fingerprint, entry)
 
     def snapshot(self, subject: str, patient_key: str, at: datetime) -> Batch:
         """Freeze the batch that `subject` is scored with: one subject per other patient.
@@ -64,30 +90,38 @@ class ReferenceBatch:
             Fewer than ``min_reference`` subjects of other patients; the message says how many.
         """
         found = self._members((ADMITTED,), subject, patient_key)
-        if len(found) < self._protocol.min_reference:
+        if len(found) < self.protocol.min_reference and not self.frozen():
             found = self._members((ADMITTED, CANDIDATE), subject, patient_key)
-        if len(found) < self._protocol.min_reference:
+        if len(found) < self.protocol.min_reference:
             raise InsufficientReference(
-                f"{len(found)} of {self._protocol.min_reference} reference subjects of protocol "
-                f"{self._protocol.name!r}; the study is scored by itself when there are enough"
+                f"{len(found)} of {self.protocol.min_reference} reference subjects of protocol "
+                f"{self.protocol.name!r}; the study is scored by itself when there are enough"
             )
-        subjects = tuple(sorted(found[-self._protocol.max_reference :]))
-        version = f"{self._protocol.name}-{digest(self._fingerprint, subjects)}"
-        with self._database.begin() as db:
-            reference_table.freeze(
-                db, version, self._protocol.name, self._fingerprint, subjects, at
-            )
+        serving = admission.most(found, self.protocol.max_reference)
+        subjects = tuple(sorted(entry.subject for entry in serving))
+        version = f"{self.protocol.name}-{digest(self.fingerprint, subjects)}"
+        with self.database.begin() as db:
+            reference_table.freeze(db, version, *self._where, subjects, at)
         return Batch(version, subjects)
 
-    def _members(self, states: Sequence[str], subject: str, patient_key: str) -> list[str]:
+    @property
+    def _where(self) -> tuple[str, str]:
+        return self.protocol.name, self.fingerprint
+
+    def _members(self, states: Sequence[str], subject: str, patient_key: str) -> list[Member]:
         """Return members, oldest first, one per patient, without the subject and its patient."""
-        with self._database.read() as db:
-            found = reference_table.members(db, self._protocol.name, self._fingerprint, states)
+        with self.database.read() as db:
+            found = reference_table.members(db, *self._where, states)
         return [
-            entry.subject
-            for entry in _newest_per_patient(found)
+            entry
+            for entry in admission.one_per_patient(found)
             if entry.patient_key != patient_key and entry.subject != subject
         ]
+
+    def frozen(self) -> bool:
+        """Return whether a person stopped the automatic changes."""
+        with self.database.read() as db:
+            return Freezes.of(admission_table.freezes(db, *self._where)).frozen
 
     def ready(self) -> bool:
         """Return whether every member could be scored now, whoever it is.
@@ -95,56 +129,102 @@ class ReferenceBatch:
         The job that waits for the batch belongs to a member, who may not serve in its own batch:
         hence one patient more than the batch needs.
         """
-        states = (ADMITTED, CANDIDATE)
-        return len(self._members(states, "", "")) > self._protocol.min_reference
+        states = (ADMITTED,) if self.frozen() else (ADMITTED, CANDIDATE)
+        return len(self._members(states, "", "")) > self.protocol.min_reference
 
-    def decide(self, subject: str, percentile: float) -> str:
-        """Admit a scored subject, or not, by its percentile; returns the reason.
+    def nearest(self, subject: str) -> dict[str, float]:
+        """Return how far each admitted member, and `subject`, is from the nearest other one.
 
-        While the batch is being founded nobody is turned away: a study above the limit goes on
-        serving as a candidate until enough others are admitted, or a small site would never get
-        its first batch. A full batch loses its oldest subject.
+        Empty where the oldest leaves, or nobody has to. It may read files: not for a transaction.
         """
-        where = (self._protocol.name, self._fingerprint)
-        with self._database.begin() as db:
-            left = reference_table.members(db, *where, (EVICTED,))
-            if any(entry.subject == subject for entry in left):
-                # while it was scored a newer revision of its series came: that one counts
-                return "not admitted: it has left the batch"
-            admitted = reference_table.members(db, *where, (ADMITTED,))
-            state, reason = self._judged(percentile, len(admitted))
-            reference_table.set_state(db, *where, subject, state, reason)
-            admitted = reference_table.members(db, *where, (ADMITTED,))
-            for leaving, why in _leaving(admitted, self._protocol.max_reference):
-                reference_table.set_state(db, *where, leaving, EVICTED, why)
-        return reason
+        if self._redundancy is None or self.protocol.leaves != "most_redundant":
+            return {}
+        with self.database.read() as db:
+            admitted = reference_table.members(db, *self._where, (ADMITTED,))
+        names = sorted({subject, *(entry.subject for entry in admitted)})
+        fits = len(names) <= self.protocol.max_reference
+        if fits and admission.quota(self.protocol) is None:
+            return {}
+        return dict(zip(names, self._redundancy(names), strict=True))
 
-    def _judged(self, percentile: float, n_admitted: int) -> tuple[str, str]:
-        """Return the state that a percentile earns, and why."""
-        limit = f"percentile {percentile:.0f}, limit {ADMISSION_PERCENTILE:.0f}"
-        if percentile <= ADMISSION_PERCENTILE:
-            return ADMITTED, f"admitted: {limit}"
-        if n_admitted < self._protocol.min_reference:
-            return CANDIDATE, f"not admitted ({limit}); serves while the batch is founded"
-        return EXCLUDED, f"kept out: {limit}"
+    def decide(
+        self,
+        subject: str,
+        percentile: float,
+        quality: Sequence[str] = (),
+        at: datetime | None = None,
+    ) -> str:
+        """Admit a scored subject, or not, and let others leave for it; returns the reason.
+
+        `admission.judged` and `admission.leaving` say by which rules, and what the arguments are.
+        What a person decided stands, and nobody comes or leaves while the batch is frozen.
+
+        Raises LookupError where `add_candidate` did not make the subject known.
+        """
+        nearest = self.nearest(subject)
+        with self.database.begin() as db:
+            entry = reference_table.get_member(db, *self._where, subject)
+            if entry is None:
+                raise LookupError(f"{subject} is not known to protocol {self.protocol.name!r}")
+            frozen = Freezes.of(admission_table.freezes(db, *self._where)).frozen
+            if standing := _standing(entry, frozen=frozen):
+                return standing
+            admitted = reference_table.members(db, *self._where, (ADMITTED,))
+            state, reason = admission.judged(self.protocol, percentile, quality, len(admitted))
+            if frozen and state == ADMITTED:
+                state, reason = CANDIDATE, f"not {reason}; the batch is frozen"
+            new = replace(entry, state=state, reason=reason, percentile=percentile)
+            leaves = {} if frozen else self._leaving(new, admitted, nearest)
+            new = _after(entry, new, leaves)
+            changes = [Change(entry, new), *_evictions(admitted, leaves, subject)]
+            decision = Decision(*self._where, RULE, _VERBS[new.state], new.reason)
+            admission_table.record(db, decision, changes, at or clock.now())
+        return new.reason
+
+    def _leaving(
+        self, new: Member, admitted: Sequence[Member], nearest: Mapping[str, float]
+    ) -> dict[str, str]:
+        """Return who leaves, and why, once the row of the judged study is `new`."""
+        found = [entry for entry in admitted if entry.subject != new.subject]
+        found += [new] if new.state == ADMITTED else []
+        found.sort(key=lambda entry: (entry.added, entry.subject))
+        return admission.leaving(found, self.protocol, nearest)
 
 
-def _leaving(admitted: Sequence[Member], longest: int) -> list[tuple[str, str]]:
-    """Return which of the admitted leave, oldest first, and why.
-
-    Only the newest study of a patient serves. The others would take the places of other patients:
-    a ward that scans one patient daily would empty the batch.
-    """
-    serving = _newest_per_patient(admitted)
-    older = [entry for entry in admitted if entry not in serving]
-    oldest = serving[: max(0, len(serving) - longest)]
+def _outdated(stale: Sequence[Member], *, frozen: bool) -> list[Change]:
+    """Return how old revisions of a series leave."""
     return [
-        *((entry.subject, "a newer study of the patient is in the batch") for entry in older),
-        *((entry.subject, "the batch is full: the oldest leaves") for entry in oldest),
+        Change(entry, replace(entry, state=EVICTED, reason=_NEW_REVISION))
+        for entry in stale
+        if not entry.pinned and not (frozen and entry.state == ADMITTED)
     ]
 
 
-def _newest_per_patient(found: Sequence[Member]) -> list[Member]:
-    """Keep of each patient the last entry; the order stays."""
-    newest = {entry.patient_key: entry.subject for entry in found}
-    return [entry for entry in found if newest[entry.patient_key] == entry.subject]
+def _standing(entry: Member, *, frozen: bool) -> str:
+    """Return why a member's state stands, whatever its score; empty when it does not."""
+    if entry.state == EVICTED:
+        # while it was scored a newer revision of its series came: that one counts
+        return "not admitted: it has left the batch"
+    if entry.decided_by != RULE:
+        return f"{entry.state}, as {entry.decided_by} decided: {entry.reason}"
+    if frozen and entry.state == ADMITTED:
+        return "stays admitted: the batch is frozen"
+    return ""
+
+
+def _after(entry: Member, new: Member, leaves: Mapping[str, str]) -> Member:
+    """Return the row of the judged study, which may itself be the one that has to leave."""
+    why = leaves.get(entry.subject)
+    if why is None:
+        return new
+    state = EVICTED if entry.state == ADMITTED else EXCLUDED
+    return replace(new, state=state, reason=f"kept out: {why}")
+
+
+def _evictions(admitted: Sequence[Member], leaves: Mapping[str, str], but: str) -> list[Change]:
+    """Return how members leave, each with its reason."""
+    return [
+        Change(entry, replace(entry, state=EVICTED, reason=leaves[entry.subject]))
+        for entry in admitted
+        if entry.subject in leaves and entry.subject != but
+    ]

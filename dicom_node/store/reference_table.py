@@ -1,17 +1,18 @@
 """Reference members and frozen batches in the ledger.
 
 A member is one subject in one token space (protocol and token fingerprint); its tokens lie on disk
-under the same names. This module keeps states and never judges:
-:class:`dicom_node.reference.ReferenceBatch` decides who is admitted and who serves.
+under the same names. This module keeps states and never judges: :mod:`dicom_node.reference` decides
+who is admitted and who serves. A member's row changes by a decision alone
+(:mod:`dicom_node.store.admission_table`), which keeps how it was before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
@@ -24,57 +25,70 @@ ADMITTED = "admitted"
 EXCLUDED = "excluded"
 #: was admitted; left when the batch was full or a newer revision came
 EVICTED = "evicted"
+STATES = (CANDIDATE, ADMITTED, EXCLUDED, EVICTED)
+
+#: who decides where no person does
+RULE = "rule"
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One subject known to a protocol's reference."""
+    """One subject known to a protocol's reference: its row but for protocol and fingerprint."""
 
     #: digest of the series' UID and content: another revision is another subject
     subject: str
+    #: empty of a subject that came from another node
     series_instance_uid: str
     #: digest of the patient's identity, so that one patient counts once
     patient_key: str
     state: str
     reason: str
+    #: moment (ISO 8601); its age: the oldest leave first
+    added: str
+    #: make, model and digest of the serial number; empty where the series did not say
+    scanner: str = ""
+    #: never leaves by rule
+    pinned: bool = False
+    #: 0..100, of its score when the rule judged it
+    percentile: float | None = None
+    #: `RULE`, or a person's name
+    decided_by: str = RULE
+    #: number of the decision that left the row as it is; None before the first
+    decided_in: int | None = None
 
 
-def add_candidate(
-    db: Connection, protocol: str, fingerprint: str, entry: Member, at: datetime
-) -> None:
-    """Add a tokenized subject; other revisions of its series leave, in every token space.
+def add(db: Connection, protocol: str, fingerprint: str, entry: Member) -> None:
+    """Add a subject; one that is known keeps its state and its place.
 
-    A subject that is known keeps its state and its place: a stage that runs again must not make a
-    judged one a candidate. `at` is its age: the oldest leave first.
+    A stage that runs again must not make a judged one a candidate.
     """
-    # the old revision is the same patient with fewer slices: kept, it would hide what is unusual
+    values = {"protocol": protocol, "fingerprint": fingerprint, **asdict(entry)}
+    db.execute(insert(member).values(values).on_conflict_do_nothing())
+
+
+def replace_row(
+    db: Connection, protocol: str, fingerprint: str, subject: str, entry: Member | None
+) -> None:
+    """Put `entry` in the place of the subject's row, or take the row away where it is None."""
+    if entry is None:
+        db.execute(delete(member).where(_is(protocol, fingerprint, subject)))
+        return
+    values = {"protocol": protocol, "fingerprint": fingerprint, **asdict(entry)}
+    statement = insert(member).values(values)
     db.execute(
-        update(member)
-        .where(
-            member.c.protocol == protocol,
-            member.c.series_instance_uid == entry.series_instance_uid,
-            member.c.subject != entry.subject,
-            member.c.state.in_([CANDIDATE, ADMITTED]),
-        )
-        .values(state=EVICTED, reason="late instances made a new revision of the series")
-    )
-    db.execute(
-        insert(member)
-        .values(
-            protocol=protocol,
-            fingerprint=fingerprint,
-            subject=entry.subject,
-            series_instance_uid=entry.series_instance_uid,
-            patient_key=entry.patient_key,
-            state=entry.state,
-            reason=entry.reason,
-            added=clock.stamp(at),
-        )
-        .on_conflict_do_nothing()
+        statement.on_conflict_do_update(index_elements=member.primary_key.columns, set_=values)
     )
 
 
-def members(db: Connection, protocol: str, fingerprint: str, states: Sequence[str]) -> list[Member]:
+def get_member(db: Connection, protocol: str, fingerprint: str, subject: str) -> Member | None:
+    """Return the subject's row, None where there is none."""
+    row = db.execute(select(member).where(_is(protocol, fingerprint, subject))).one_or_none()
+    return None if row is None else _member(row._asdict())
+
+
+def members(
+    db: Connection, protocol: str, fingerprint: str, states: Sequence[str] = STATES
+) -> list[Member]:
     """Return the members in these states, oldest first; those of one moment by name."""
     rows = db.execute(
         select(member)
@@ -85,25 +99,58 @@ def members(db: Connection, protocol: str, fingerprint: str, states: Sequence[st
         )
         .order_by(member.c.added, member.c.subject)
     )
-    return [
-        Member(row.subject, row.series_instance_uid, row.patient_key, row.state, row.reason)
-        for row in rows
-    ]
+    return [_member(row._asdict()) for row in rows]
 
 
-def set_state(
-    db: Connection, protocol: str, fingerprint: str, subject: str, state: str, reason: str
-) -> None:
-    """Record a decision on one subject, with its reason for a person."""
-    db.execute(
-        update(member)
+def other_revisions(
+    db: Connection, protocol: str, uid: str, subject: str
+) -> list[tuple[str, Member]]:
+    """Return what other revisions of a series serve the protocol, with their fingerprints."""
+    rows = db.execute(
+        select(member)
         .where(
             member.c.protocol == protocol,
-            member.c.fingerprint == fingerprint,
-            member.c.subject == subject,
+            member.c.series_instance_uid == uid,
+            member.c.subject != subject,
+            member.c.state.in_([CANDIDATE, ADMITTED]),
         )
-        .values(state=state, reason=reason)
+        .order_by(member.c.fingerprint, member.c.added, member.c.subject)
     )
+    return [(row.fingerprint, _member(row._asdict())) for row in rows]
+
+
+def fingerprints(db: Connection, protocol: str) -> list[str]:
+    """Return the token spaces that the protocol has members in, the newest member's first."""
+    rows = db.execute(
+        select(member.c.fingerprint)
+        .where(member.c.protocol == protocol)
+        .group_by(member.c.fingerprint)
+        .order_by(func.max(member.c.added).desc(), member.c.fingerprint)
+    )
+    return list(rows.scalars())
+
+
+def _is(protocol: str, fingerprint: str, subject: str) -> ColumnElement[bool]:
+    return and_(
+        member.c.protocol == protocol,
+        member.c.fingerprint == fingerprint,
+        member.c.subject == subject,
+    )
+
+
+def _member(row: dict[str, object]) -> Member:
+    return Member(**{name: row[name] for name in Member.__slots__})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenBatch:
+    """A batch that scores were made with, or that was exported."""
+
+    version: str
+    protocol: str
+    fingerprint: str
+    subjects: tuple[str, ...]
+    frozen: datetime
 
 
 def freeze(
@@ -126,6 +173,29 @@ def freeze(
         )
         .on_conflict_do_nothing()
     )
+
+
+def get_batch(db: Connection, version: str) -> FrozenBatch:
+    """Return a frozen batch; raises LookupError where none has that name."""
+    row = db.execute(select(batch).where(batch.c.version == version)).one_or_none()
+    if row is None:
+        raise LookupError(f"no reference batch is named {version!r}")
+    return FrozenBatch(
+        row.version, row.protocol, row.fingerprint, tuple(row.subjects), clock.parse(row.frozen)
+    )
+
+
+def batches(db: Connection, protocol: str) -> list[FrozenBatch]:
+    """Return the protocol's frozen batches, newest first."""
+    rows = db.execute(
+        select(batch)
+        .where(batch.c.protocol == protocol)
+        .order_by(batch.c.frozen.desc(), batch.c.version)
+    )
+    return [
+        FrozenBatch(r.version, r.protocol, r.fingerprint, tuple(r.subjects), clock.parse(r.frozen))
+        for r in rows
+    ]
 
 
 def counts(db: Connection) -> dict[tuple[str, str], int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
 # by rule, so that a migration can name the constraint that it drops: SQLite names none
@@ -121,6 +123,24 @@ job = Table(
     Index(None, "state", "priority", "id"),
 )
 
+#: what was decided of a reference batch, append-only (triggers refuse anything else): who, why, and
+#: each member's row before and after, so that it can be undone
+admission = Table(
+    "admission",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", String, nullable=False),
+    Column("protocol", String, nullable=False),
+    Column("fingerprint", String, nullable=False),
+    # "rule", or the name of a person
+    Column("actor", String, nullable=False),
+    Column("verb", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("undoes", ForeignKey("admission.id")),
+    Column("changes", JSON, nullable=False),
+    Index(None, "protocol", "fingerprint", "id"),
+)
+
 #: who is known to a protocol's reference, per token space (fingerprint)
 member = Table(
     "member",
@@ -133,6 +153,14 @@ member = Table(
     Column("state", String, nullable=False),
     Column("reason", String, nullable=False),
     Column("added", String, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false()),
+    # make, model and a digest of the device's serial number; empty: not known
+    Column("scanner", String, nullable=False, server_default=""),
+    # of its score when it was judged; null: not judged by a score
+    Column("percentile", Float),
+    Column("decided_by", String, nullable=False, server_default="rule"),
+    # the decision that left the row as it is; null: none yet
+    Column("decided_in", ForeignKey("admission.id")),
 )
 
 #: the batches that scores were made with; the version is the digest of the rest

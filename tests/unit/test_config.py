@@ -443,6 +443,18 @@ def test_durations_at_their_bounds(folder, text, valid):
         assert fault(folder, body)[0].startswith("destination.0.give_up: ")
 
 
+@pytest.mark.parametrize("bound", [0.01, 0.5, 1.0, 1, 60, 1000])
+def test_a_scanner_s_quota_is_a_share_or_a_count_as_it_is_written(folder, bound):
+    found = read(folder, PROTOCOL.format(f"max_per_scanner = {bound}")).protocol[0].max_per_scanner
+    assert (found, type(found)) == (bound, type(bound))
+
+
+@pytest.mark.parametrize("bound", ["0", "0.0", "-1", "1.5", "20.0", "nan", "true", '"half"'])
+def test_any_other_quota_is_refused_and_shown_how_to_write(folder, bound):
+    (said,) = fault(folder, PROTOCOL.format(f"max_per_scanner = {bound}"))
+    assert re.match(r"protocol.0.max_per_scanner: .* neither a share \(0.5; .*count \(20\)", said)
+
+
 def test_no_reserve_at_all_is_a_choice_and_an_endless_one_is_not(folder):
     assert read(folder, '[storage]\nreserve = "0 B"').storage.reserve == 0
     (said,) = fault(folder, f'[storage]\nreserve = "{"9" * 400} TiB"')

@@ -1,5 +1,7 @@
 """The reference batch: who is in it, and the frozen batch of one score."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from dicom_node import clock
 from dicom_node.errors import InsufficientReference
 from dicom_node.reference import ReferenceBatch
-from dicom_node.store import reference_table
+from dicom_node.store import admission_table, reference_table
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED
 from dicom_node.store.tables import batch as batch_rows
 from tests.make import ledgers
@@ -19,30 +21,40 @@ ALL = (CANDIDATE, ADMITTED, EXCLUDED, EVICTED)
 class Batches:
     """The batch of one protocol, filled by hand."""
 
-    def __init__(self, database, name="t1", fingerprint="f", **changes):
+    def __init__(self, database, name="t1", fingerprint="f", redundancy=None, **changes):
         self.database = database
         self.name, self.fingerprint = name, fingerprint
         self.protocol = ledgers.protocol(name, **changes)
-        self.batch = ReferenceBatch(database, self.protocol, fingerprint)
+        self.batch = ReferenceBatch(database, self.protocol, fingerprint, redundancy)
         self.n = 0
 
-    def add(self, subject, patient=None, state=CANDIDATE, uid=None):
+    def add(self, subject, patient=None, state=CANDIDATE, uid=None, scanner="", **changes):
         """Subjects are added a second apart; a patient is as good as its subject's name."""
         self.n += 1
         uid = uid or f"1.2.{self.name}.{subject}"
-        self.batch.add_candidate(subject, uid, patient or f"patient of {subject}", after(self.n))
+        patient = patient or f"patient of {subject}"
+        self.batch.add_candidate(subject, uid, patient, after(self.n), scanner)
         if state != CANDIDATE:
+            where = (self.name, self.fingerprint)
             with self.database.begin() as db:
-                where = (self.name, self.fingerprint)
-                reference_table.set_state(db, *where, subject, state, "by hand")
+                entry = reference_table.get_member(db, *where, subject)
+                put = replace(entry, state=state, reason="by hand", **changes)
+                reference_table.replace_row(db, *where, subject, put)
 
     def subjects(self, subject="new", patient="patient of new"):
         return self.batch.snapshot(subject, patient, after(100)).subjects
 
-    def states(self):
+    def members(self):
         with self.database.read() as db:
             found = reference_table.members(db, self.name, self.fingerprint, ALL)
-        return {entry.subject: entry.state for entry in found}
+        return {entry.subject: entry for entry in found}
+
+    def states(self):
+        return {subject: entry.state for subject, entry in self.members().items()}
+
+    def events(self):
+        with self.database.read() as db:
+            return admission_table.history(db, self.name, self.fingerprint)
 
 
 @pytest.fixture
@@ -194,6 +206,150 @@ def test_a_revision_that_left_is_not_admitted_by_the_score_that_came_late(batche
     batches.add("rev 2", uid="1.2.9")
     assert batches.batch.decide("rev 1", 10.0) == "not admitted: it has left the batch"
     assert batches.states() == {"rev 1": EVICTED, "rev 2": CANDIDATE}
+
+
+def test_each_decision_is_a_row_with_its_reason_and_its_rows_of_before(batches):
+    for name in "abcde":
+        batches.add(name, state=ADMITTED)
+    batches.add("f", scanner="Make Model #1")
+    old = batches.members()
+    reason = batches.batch.decide("f", 12.5, at=after(50))
+    (event,) = batches.events()
+    assert (event.decision.actor, event.decision.verb) == ("rule", "admit")
+    assert event.decision.reason == reason == "admitted: percentile 12, limit 95"
+    assert event.at == after(50)
+    assert {change.subject: change.old for change in event.changes} == {s: old[s] for s in "fa"}
+    now = batches.members()
+    assert {change.subject: change.new for change in event.changes} == {s: now[s] for s in "fa"}
+    assert now["f"].percentile == 12.5
+    assert now["f"].scanner == "Make Model #1"
+    assert (now["f"].decided_by, now["f"].decided_in) == ("rule", event.id)
+    assert now["a"].reason == "the batch is full: the oldest leaves"
+
+
+def test_a_study_that_fails_a_quality_check_serves_in_no_batch(batches):
+    batches.add("a")
+    found = batches.batch.decide("a", 10.0, ["12 of 30 slices", "motion"])
+    assert found == "kept out: 12 of 30 slices; motion"
+    assert batches.states() == {"a": EXCLUDED}
+
+
+def test_the_limit_is_the_protocol_s_own(database):
+    batches = Batches(database, admission_percentile=80.5)
+    for name in "abc":
+        batches.add(name, state=ADMITTED)
+    for name, percentile in (("d", 80.5), ("e", 80.6)):
+        batches.add(name)
+        assert batches.batch.decide(name, percentile).endswith("limit 80.5")
+    assert batches.states() == dict.fromkeys("abcd", ADMITTED) | {"e": EXCLUDED}
+
+
+def test_a_subject_that_nobody_made_known_cannot_be_judged(batches):
+    with pytest.raises(LookupError, match="'t1'"):
+        batches.batch.decide("nobody", 10.0)
+
+
+def test_pinned_members_never_leave_by_rule(batches):
+    for name in "abcde":
+        batches.add(name, state=ADMITTED, pinned=name in "ab")
+    for name in "fg":
+        batches.add(name)
+        batches.batch.decide(name, 10.0)
+    assert batches.states() == dict.fromkeys("cd", EVICTED) | dict.fromkeys("abefg", ADMITTED)
+
+
+def test_nobody_comes_into_a_batch_whose_members_are_all_pinned(batches):
+    for name in "abcde":
+        batches.add(name, state=ADMITTED, pinned=True)
+    batches.add("f")
+    found = batches.batch.decide("f", 10.0)
+    assert found == "kept out: the batch is full: the oldest leaves"
+    assert batches.states() == dict.fromkeys("abcde", ADMITTED) | {"f": EXCLUDED}
+
+
+def test_a_newer_study_of_a_patient_whose_study_is_pinned_is_kept_out(batches):
+    batches.add("old", "one patient", ADMITTED, pinned=True)
+    batches.add("new", "one patient")
+    found = batches.batch.decide("new", 10.0)
+    assert found == "kept out: a pinned study of the patient is in the batch"
+    assert batches.states() == {"old": ADMITTED, "new": EXCLUDED}
+
+
+def test_a_study_that_is_scored_after_a_newer_one_of_its_patient_is_kept_out(batches):
+    batches.add("old", "one patient")
+    batches.add("new", "one patient")
+    batches.batch.decide("new", 10.0)
+    found = batches.batch.decide("old", 10.0)
+    assert found == "kept out: a newer study of the patient is in the batch"
+    assert batches.states() == {"old": EXCLUDED, "new": ADMITTED}
+
+
+@pytest.mark.parametrize("bound", [2, 0.5])
+def test_the_oldest_of_a_scanner_beyond_its_quota_leaves(database, bound):
+    """Half of five are two."""
+    batches = Batches(database, max_per_scanner=bound)
+    for name, scanner in zip("abcd", ["one", "two", "one", "two"], strict=True):
+        batches.add(name, state=ADMITTED, scanner=scanner)
+    batches.add("e", scanner="one")
+    batches.batch.decide("e", 10.0)
+    assert batches.states() == {"a": EVICTED} | dict.fromkeys("bcde", ADMITTED)
+    assert batches.members()["a"].reason == "the scanner's quota is full: its oldest leaves"
+
+
+def test_a_scanner_s_quota_never_keeps_a_batch_from_being_founded(database):
+    """Nor does it hold for series that do not say who made them."""
+    batches = Batches(database, max_per_scanner=1)
+    for name in "abc":
+        batches.add(name, scanner="one")
+        batches.batch.decide(name, 10.0)
+    assert batches.states() == dict.fromkeys("abc", ADMITTED)
+    for name in "de":
+        batches.add(name)
+        batches.batch.decide(name, 10.0)
+    assert batches.states() == dict.fromkeys("ab", EVICTED) | dict.fromkeys("cde", ADMITTED)
+
+
+def test_the_most_redundant_leaves_where_the_protocol_says_so(database):
+    asked = []
+
+    def redundancy(names):
+        asked.append(names)
+        return [0.1 if name in "ce" else 0.5 for name in names]
+
+    batches = Batches(database, redundancy=redundancy, leaves="most_redundant")
+    for name in "abcdef":
+        batches.add(name)
+        batches.batch.decide(name, 10.0)
+    assert asked == [list("abcdef")]  # nobody has to leave before that
+    assert batches.states() == {"c": EVICTED} | dict.fromkeys("abdef", ADMITTED)
+    assert batches.members()["c"].reason == "the batch is full: the most redundant leaves"
+    batches.add("g")
+    batches.batch.decide("g", 10.0)
+    assert batches.states()["e"] == EVICTED
+
+
+def test_a_study_that_adds_nothing_to_a_full_batch_is_kept_out(database):
+    def redundancy(names):
+        return [0.1 if name == "f" else 0.5 for name in names]
+
+    batches = Batches(database, redundancy=redundancy, leaves="most_redundant")
+    for name in "abcdef":
+        batches.add(name)
+        batches.batch.decide(name, 10.0)
+    assert batches.states() == dict.fromkeys("abcde", ADMITTED) | {"f": EXCLUDED}
+
+
+def test_a_pinned_revision_stays_when_late_instances_make_a_new_one(batches):
+    batches.add("rev 1", uid="1.2.9", state=ADMITTED, pinned=True)
+    batches.add("rev 2", uid="1.2.9")
+    assert batches.states() == {"rev 1": ADMITTED, "rev 2": CANDIDATE}
+
+
+def test_a_pinned_member_serves_in_a_batch_that_became_too_long(database):
+    batches = Batches(database)
+    for name in "abcdefg":
+        batches.add(name, state=ADMITTED, pinned=name == "b")
+    assert batches.subjects() == ("b", "d", "e", "f", "g")
 
 
 @settings(max_examples=60, deadline=None)
