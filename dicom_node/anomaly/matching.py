@@ -12,6 +12,8 @@ from dicom_node.anomaly.similarity import mutual_nearest
 from dicom_node.anomaly.spec import SearchSpec
 from dicom_node.anomaly.tokens import Tokens
 
+#: compared with all keys at once: their distances stay in the processor's cache
+_EXHAUSTIVE_ROWS = 512
 #: per scale, coarse to fine, (layers, n)
 Distances = tuple[Tensor, ...]
 
@@ -59,5 +61,6 @@ def near_cells(queries: Tokens, keys: Tokens, search: SearchSpec) -> Tensor:
 
 def _exhaustive(queries: Tokens, keys: Tokens, chunk: int) -> tuple[Tensor, Tensor]:
     """Return (layers, n) and (layers, m) distances, every token of the other a candidate."""
-    both = [mutual_nearest(q, k, chunk) for q, k in zip(queries.values, keys.values, strict=True)]
+    rows = min(chunk, _EXHAUSTIVE_ROWS)
+    both = [mutual_nearest(q, k, rows) for q, k in zip(queries.values, keys.values, strict=True)]
     return torch.stack([one for one, _ in both]), torch.stack([two for _, two in both])

@@ -27,10 +27,12 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
     key_norm = keys.square().sum(1)
     forward = queries.new_empty(queries.shape[0])
     backward = keys.new_full((keys.shape[0],), math.inf)
+    # one space for all chunks: fresh memory for each costs more than the sums
+    space = queries.new_empty(min(chunk, queries.shape[0]), keys.shape[0])
     for start in range(0, queries.shape[0], chunk):
         part = queries[start : start + chunk]
         # ||q||^2 + ||k||^2 - 2 q.k, the sum in one pass of the product
-        squared = torch.addmm(key_norm[None], part, keys.T, alpha=-2.0)
+        squared = torch.addmm(key_norm[None], part, keys.T, alpha=-2.0, out=space[: len(part)])
         squared += part.square().sum(1, keepdim=True)
         forward[start : start + len(part)] = squared.amin(1)
         backward = torch.minimum(backward, squared.amin(0))

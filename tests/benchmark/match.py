@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from dicom_node.anomaly.coarse_to_fine import work_share
 from dicom_node.anomaly.matching import blocks_of, match, near_cells
-from dicom_node.anomaly.similarity import interval_average, mutual_nearest
+from dicom_node.anomaly.similarity import interval_average
 from dicom_node.anomaly.spec import ALIGNED_SEARCH, FREE_SEARCH, ScoringSpec, SearchSpec
 from tests.benchmark import heads
 from tests.benchmark.measure import Gemm, in_child, interleaved, median, ratio, say, table
@@ -52,7 +52,7 @@ def efficiency(name, queries, keys, gemm, rounds):
     times = interleaved(
         5 * rounds,
         gemm=lambda: [gemm() for _ in range(4)],
-        ours=lambda: [mutual_nearest(one, other, EXHAUSTIVE.chunk) for _ in range(n)],
+        ours=lambda: [match((queries,), (keys,), EXHAUSTIVE) for _ in range(n)],
     )
     share = ratio(times["gemm"], times["ours"]) * n * flops / (4 * gemm.flops)
     size = f"{one.shape[0]} x {other.shape[0]}"
