@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import __version__, clock, config, logs
+from dicom_node import __version__, clock, config, logs, reference_command
 from dicom_node.association.requestor import Peer, echo
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Scores CT and MR series for anomalies beside a PACS. Research use only.",
 )
+app.add_typer(reference_command.app, name="reference")
 _out = Console()
 _err = Console(stderr=True)
 

@@ -1,0 +1,242 @@
+"""What a site could write for a group of series that no rule claims: a name and a ``[[protocol]]``.
+
+A proposal is read by a person before it counts. It is in shadow mode: whatever it claims is scored
+and recorded, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Container
+
+from dicom_node.signature import DEFAULT_TOLERANCES, Signature, Tolerances
+
+#: names of protocols are no longer (`config.Protocol`)
+_LONGEST_NAME = 40
+#: regions in which subjects can be laid over one another, so that a place means something
+_ALIGNED = {"HEAD"}
+#: what fits into 168 mm: an extremity's field of view
+_SMALL = {"KNEE", "ANKLE", "FOOT", "WRIST", "HAND", "ELBOW", "CSPINE", "NECK"}
+#: centre and width in HU, as a radiologist sets them for the region
+_WINDOWS_HU = {"HEAD": (40.0, 80.0), "CHEST": (-600.0, 1500.0)}
+_SOFT_TISSUE_HU = (40.0, 400.0)
+#: vendors' words for a kernel -> what it is for; the first that fits speaks
+_KERNELS = {
+    # GE LUNG, Siemens Bl57, Philips L, Canon FC50 to FC59
+    "lung": r"LUNG|BL\d.*|L|FC5\d",
+    # GE BONE and BONEPLUS, Canon FC30 to FC35
+    "bone": r"BONE.*|FC3[0-5]",
+    # Siemens from 50 on (B70f, Br59), Philips D and E
+    "sharp": r"EDGE|[A-Z]{1,2}[5-9]\d[A-Z]*|[DE]",
+    # Siemens below 50, Canon FC01 to FC29, Philips A to C
+    "soft": r"SOFT|STANDARD|STND|[A-Z]{1,2}[0-4]\d[A-Z]*|[ABC]",
+}
+#: third value of the Image Type of an enhanced MR image (PS3.3 C.8.16.1.3) -> weighting
+_FLAVOURS = {
+    "T1": "t1",
+    "T2": "t2",
+    "T2_STAR": "t2s",
+    "PROTON_DENSITY": "pd",
+    "STIR": "stir",
+    "FLUID_ATTENUATED": "flair",
+    "DIFFUSION": "dwi",
+    "FMRI": "epi",
+    "ADC": "adc",
+}
+
+
+# --- the name -----------------------------------------------------------------------------------
+
+
+def proposed_name(signature: Signature) -> str:
+    """Return a name for a protocol, like ``mr-head-t1-axial-1mm`` or ``ct-chest-lung-1_5mm``.
+
+    It has the form that `config.Protocol` wants: lower case, at most 40 characters, and ``_`` for a
+    decimal point. The plane of a CT is named where it is not axial. Two groups may get one name:
+    see `unused_name`.
+    """
+    is_ct = signature.modality == "CT"
+    look = kernel_kind(signature.kernel) if is_ct else weighting(signature)
+    slices_mm = signature.slice_spacing_mm
+    rest = [
+        _slug(look)[:8],
+        "contrast" if signature.contrast_agent else "",
+        "" if is_ct and signature.orientation == "axial" else signature.orientation or "",
+        f"{round(slices_mm, 1 if slices_mm >= 2 else 2):g}mm".replace(".", "_"),
+    ]
+    tail = "-".join(word for word in rest if word)
+    # the region gives way: the thickness tells more of two protocols of one region
+    room = max(0, _LONGEST_NAME - len(f"{signature.modality}--{tail}"))
+    words = (signature.modality, _slug(signature.body_part)[:room], tail)
+    return "-".join(word for word in words if word).lower()
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """Return `name`, with a number behind it where it is taken."""
+    found, number = name, 2
+    while found in taken:
+        end = f"-{number}"
+        found, number = name[: _LONGEST_NAME - len(end)].rstrip("-_") + end, number + 1
+    return found
+
+
+def _slug(word: str | None) -> str:
+    """Return the letters and digits of a word."""
+    return re.sub(r"[^A-Za-z0-9]", "", word or "")
+
+
+def kernel_kind(kernel: str | None) -> str:
+    """Return what a convolution kernel is for: "lung", "bone", "soft", or the kernel itself."""
+    first = (kernel or "").split("-")[0]
+    for kind, pattern in _KERNELS.items():
+        if re.fullmatch(pattern, first):
+            return kind
+    return first
+
+
+def weighting(signature: Signature) -> str:
+    """Return the contrast of an MR series as a radiologist reads it off its times; "" if unclear.
+
+    One of t1, t2, pd, t2s (T2*), flair, stir, dwi, epi (BOLD and perfusion) and adc; what an
+    enhanced image says itself goes first. It names things and decides nothing: of TE, TR and TI
+    alone it is a guess, and flip angles and preparation pulses are not looked at.
+
+    References
+    ----------
+    The bounds are those of textbook protocols at 1.5 and 3 T: T1 by a short TR and TE, T2 by a long
+    one of each, density by a long TR and a short TE; TI near 0.69 T1 of what is to vanish, so
+    2 to 2.5 s for fluid and 150 to 220 ms for fat.
+    """
+    kinds = set(signature.scanning_sequence)
+    echo = signature.echo_time_ms or 0.0
+    stated = _FLAVOURS.get(signature.image_type[-1] if signature.image_type else "")
+    if stated:
+        return stated
+    if "EP" in kinds:
+        return "dwi" if echo >= 50 else "epi"
+    prepared = _by_inversion(echo, signature.inversion_time_ms)
+    if prepared:
+        return prepared
+    if not echo or not signature.repetition_time_ms:
+        return ""
+    is_gradient = "GR" in kinds or ("SE" not in kinds and signature.repetition_time_ms < 200)
+    by_times = _of_gradient_echo if is_gradient else _of_spin_echo
+    return by_times(echo, signature.repetition_time_ms)
+
+
+def _by_inversion(echo_ms: float, inversion_ms: float | None) -> str:
+    """Return what an inversion pulse makes of the contrast; "" where there is none."""
+    if inversion_ms is None or not echo_ms:
+        return ""
+    if inversion_ms <= 300:
+        return "stir"
+    # at 0.064 T fluid vanishes after 1.4 s
+    return "flair" if inversion_ms >= 1300 and echo_ms >= 60 else "t1"
+
+
+def _of_spin_echo(echo_ms: float, repetition_ms: float) -> str:
+    """Read TE and TR of a spin echo."""
+    if repetition_ms <= 1200:
+        return "t1" if echo_ms <= 40 else ""
+    return "t2" if echo_ms >= 60 else "pd"
+
+
+def _of_gradient_echo(echo_ms: float, repetition_ms: float) -> str:
+    """Read TE and TR of a gradient echo."""
+    if echo_ms >= 12:
+        return "t2s"
+    return "t1" if repetition_ms <= 400 else "pd"
+
+
+# --- the rule -----------------------------------------------------------------------------------
+
+
+def toml(signature: Signature, name: str, tolerances: Tolerances = DEFAULT_TOLERANCES) -> str:
+    """Return a ``[[protocol]]`` that claims the series of `signature`, ready for ``config.toml``.
+
+    It asks for what a rule can ask for (`config.Match`) and the header says in the attribute that
+    rules look at: what was inferred is left out, for no rule would find it. Times, kernel and field
+    strength are no part of a rule; a comment says so, with the word to look for in Series
+    Description.
+
+    Parameters
+    ----------
+    name
+        As `proposed_name` makes it; anything that `config.Protocol` takes.
+    """
+    lines = ["[[protocol]]", f"name = {_quoted(name)}", 'mode = "shadow"', *_method(signature)]
+    lines += ["", "[protocol.match]", f"modality = {_quoted(signature.modality)}"]
+    if signature.body_part_as_sent:
+        lines.append(f"body_part = {_quoted(signature.body_part_as_sent)}")
+    if signature.scanning_sequence and "scanning_sequence" not in dict(signature.inferred):
+        lines.append(
+            f"scanning_sequence = [{', '.join(map(_quoted, signature.scanning_sequence))}]"
+        )
+    lines.append(f"contrast_agent = {str(signature.contrast_agent).lower()}")
+    # a rule names the nearest plane, of which an oblique stack is none
+    if signature.orientation not in {None, "oblique"}:
+        lines.append(f"orientation = {_quoted(str(signature.orientation))}")
+    lines.append(f"slice_spacing_mm = {_range(signature.slice_spacing_mm, tolerances)}")
+    return "\n".join([*lines, *_hints(signature)]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string: JSON's, but for DEL, and without its pairs for one character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def _range(spacing_mm: float, tolerances: Tolerances) -> str:
+    """Return [smallest, largest] slice spacing within tolerance, rounded outwards."""
+    low = math.floor(spacing_mm * (1 - tolerances.slice_spacing) * 100) / 100
+    high = math.ceil(spacing_mm / (1 - tolerances.slice_spacing) * 100) / 100
+    return f"[{low}, {high}]"
+
+
+def _method(signature: Signature) -> list[str]:
+    """Return the keys that say how it is scored, where they differ from the defaults.
+
+    As the presets of batch mode: heads are compared place by place; of what cannot be laid over one
+    another, raw distances on a grid that holds a trunk.
+    """
+    lines = []
+    part = signature.body_part or ""
+    if "body_part" in dict(signature.inferred) and re.fullmatch(r"[A-Z0-9]{1,16}", part):
+        lines.append(f'body_part = "{part}"   # for results: the source names none')
+    if signature.modality == "CT":
+        centre, width = _WINDOWS_HU.get(part, _SOFT_TISSUE_HU)
+        lines += ['intensity = "hounsfield"', f"window_hu = [{centre}, {width}]"]
+    if part in _ALIGNED:
+        return lines
+    if part not in _SMALL:
+        lines += ["extent_mm = [392.0, 392.0, 392.0]", "spacing_mm = 2.0"]
+    # raw distances have no unit that is the same everywhere
+    note = "# in raw distances: set it by the first scores"
+    return [*lines, 'calibration = "none"', f"finding_threshold = 3.0   {note}"]
+
+
+def _hints(signature: Signature) -> list[str]:
+    """Return comments that say what the rule cannot ask for."""
+    if not signature.body_part_as_sent:
+        region = "# no Body Part Examined: the rule claims every region"
+        return [region, *_looks(signature)]
+    return _looks(signature)
+
+
+def _looks(signature: Signature) -> list[str]:
+    """Return comments on what shapes the contrast and no rule can ask for."""
+    if signature.modality == "CT":
+        kernel = _quoted(signature.kernel) if signature.kernel else "missing"
+        voltage = f"{signature.kvp:g} kVp" if signature.kvp else "kVp missing"
+        return [f"# a rule knows no kernel and no kVp; these are {kernel}, {voltage}"]
+    times = {
+        "TE": signature.echo_time_ms,
+        "TR": signature.repetition_time_ms,
+        "TI": signature.inversion_time_ms,
+    }
+    said = ", ".join(f"{name} {time:g} ms" for name, time in times.items() if time)
+    return [
+        f"# a rule knows no times ({said or 'the header neither'}); if other series fit too, add",
+        f'# series_description = "{weighting(signature) or "..."}"',
+    ]
