@@ -14,7 +14,8 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     │   │                                      UnreadableDataSet
     │   └── SeriesRejected                     InconsistentSeries, IrregularGeometry,
     │                                          UnsupportedPixels, NoMatchingProtocol,
-    │                                          NotScorable, EmptyForeground
+    │                                          NotScorable, EmptyForeground,
+    │                                          RegistrationFailed
     ├── InsufficientReference          WAIT    re-run when the batch has grown
     ├── TokenSpaceMismatch             WAIT    a batch of another fingerprint: rebuild one
     ├── DecisionRefused                HALT    a person's wish for the batch cannot be followed
@@ -131,6 +132,15 @@ class NotScorable(SeriesRejected):
 
 class EmptyForeground(SeriesRejected):
     """No foreground was found in the volume."""
+
+
+class RegistrationFailed(SeriesRejected):
+    """The volume could not be brought to the template; ``criterion`` says what was not reached."""
+
+    #: which of the limits, the value that was found, and what it had to be
+    criterion: str
+    value: float
+    limit: float
 
 
 class ExportInvalid(InputError):
