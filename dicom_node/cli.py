@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -296,22 +297,44 @@ def score(
 @app.command()
 def cohort(
     folder: Annotated[Path, typer.Argument(help="Where the files go.")],
-    n_normal: Annotated[int, typer.Option("--normal", min=0, help="Heads without lesion.")] = 10,
-    n_lesioned: Annotated[int, typer.Option("--lesioned", min=0, help="Heads with lesions.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", help="Another one makes other heads.")] = 1,
+    n_normal: Annotated[int, typer.Option("--normal", min=0, help="Subjects without lesion.")] = 10,
+    n_lesioned: Annotated[
+        int, typer.Option("--lesioned", min=0, help="Subjects with lesions.")
+    ] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Another one makes other subjects.")] = 1,
+    chest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of one chest CT series (DICOM): makes chests from it instead of heads. A "
+            "tumour in an annotation_boxes folder there (PASCAL VOC) is replaced by lung first."
+        ),
+    ] = None,
 ) -> None:
-    """Write the built-in heads and their lesions as NIfTI files, to try `score` on.
+    """Write made subjects and their lesions as NIfTI files, to try `score` on.
+
+    Heads from the built-in MR template, or chests from a CT of yours, with a list in lesions.csv.
 
     Example: dicom-node cohort heads
+
+    Example: dicom-node cohort chests --chest series-folder
     """
+    from dicom_node.demo.chest_cohort import load_chest, write_chests
     from dicom_node.demo.cohort import load_template
     from dicom_node.demo.cohort_files import write_cohort
 
-    n_heads = n_normal + n_lesioned
-    template = load_template(cache_folder())
-    for n, head in enumerate(write_cohort(template, folder, n_normal, n_lesioned, seed), 1):
-        _out.print(f"{n}/{n_heads} {head.name}, lesions: {len(head.lesions)}", highlight=False)
-    _out.print(f"Score them: dicom-node score {folder}", markup=False, soft_wrap=True)
+    plan = (folder, n_normal, n_lesioned, seed)
+    if chest is None:
+        _say_made(write_cohort(load_template(cache_folder()), *plan), n_normal + n_lesioned)
+    else:
+        _say_made(write_chests(load_chest(chest), *plan), n_normal + n_lesioned)
+    preset = "" if chest is None else " --preset ct"
+    _out.print(f"Score them: dicom-node score {folder}{preset}", markup=False, soft_wrap=True)
+
+
+def _say_made(made: Iterator[Any], total: int) -> None:
+    """Make the subjects of a cohort one after the other, and say so."""
+    for n, one in enumerate(made, 1):
+        _out.print(f"{n}/{total} {one.name}, lesions: {len(one.lesions)}", highlight=False)
 
 
 @app.command()
