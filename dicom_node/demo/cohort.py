@@ -27,6 +27,8 @@ _TEMPLATE = WheelFile(
 )
 #: what is planted in one head: brightness of each lesion relative to its surroundings
 _PLANS = ((0.5,), (1.7,), (1.7, 0.5))
+#: least and greatest mean radius of a lesion: 1 to 6 ml
+RADIUS_MM = (6.5, 11.0)
 #: slices are thicker than pixels are wide, as in the clinic
 _SLICE_MM = 2.0
 _SPACING_MM = 1.0
@@ -101,7 +103,13 @@ def load_template(cache: Path) -> Template:
     return Template(np.ascontiguousarray(voxels) / float(voxels.max()), affine)
 
 
-def make_cohort(template: Template, n_normal: int, n_lesioned: int, seed: int) -> Iterator[Head]:
+def make_cohort(
+    template: Template,
+    n_normal: int,
+    n_lesioned: int,
+    seed: int,
+    radius_mm: tuple[float, float] = RADIUS_MM,
+) -> Iterator[Head]:
     """Make `n_normal` heads without lesions and `n_lesioned` with one or two, interleaved.
 
     Parameters
@@ -110,16 +118,29 @@ def make_cohort(template: Template, n_normal: int, n_lesioned: int, seed: int) -
         How many of each; the lesioned ones are spread evenly among the others.
     seed
         Of the cohort; head k has the seed 1000 * seed + k, and is made when it is asked for.
+    radius_mm
+        Least and greatest mean radius of a lesion.
     """
     total = n_normal + n_lesioned
     places = ((number + 0.5) * total / n_lesioned for number in range(n_lesioned))
     # with no normal heads halves would round to the same even number
     lesioned = {round(place) for place in places} if n_normal else set(range(total))
     for number in range(total):
-        yield make_head(template, seed * 1000 + number, with_lesions=number in lesioned)
+        yield make_head(
+            template,
+            seed * 1000 + number,
+            with_lesions=number in lesioned,
+            radius_mm=radius_mm,
+        )
 
 
-def make_head(template: Template, seed: int, *, with_lesions: bool) -> Head:
+def make_head(
+    template: Template,
+    seed: int,
+    *,
+    with_lesions: bool,
+    radius_mm: tuple[float, float] = RADIUS_MM,
+) -> Head:
     """Make one subject: another shape, contrast, bias field and noise for each seed.
 
     Parameters
@@ -141,7 +162,8 @@ def make_head(template: Template, seed: int, *, with_lesions: bool) -> Head:
     lesions: list[Lesion] = []
     if with_lesions:
         for contrast in _PLANS[random.integers(len(_PLANS))]:
-            lesions.append(_plant(voxels, brain, affine, contrast, lesions, random))
+            radius = random.uniform(*radius_mm)
+            lesions.append(_plant(voxels, brain, affine, contrast, radius, lesions, random))
     # bias field: lesions are under it too
     voxels *= 1 + 0.05 * _smooth_field(voxels.shape, 40.0, random)
     noisy = _rician(voxels, 0.02, random) * brain
@@ -212,6 +234,7 @@ def _plant(
     brain: Mask,
     affine: NDArray[np.float64],
     contrast: float,
+    radius: float,
     planted: Sequence[Lesion],
     random: np.random.Generator,
 ) -> Lesion:
@@ -219,7 +242,6 @@ def _plant(
 
     Its level is `contrast` times the mean of the shell 3 to 8 mm outside its mean radius.
     """
-    radius = random.uniform(6.5, 11.0)
     others = [np.linalg.solve(affine, [*lesion.centre_mm, 1.0])[:3] for lesion in planted]
     centre = _choose_centre(voxels, brain, radius, others, random)
     from_centre = [

@@ -9,18 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node import durable, nifti
-from dicom_node.demo.cohort import Head, Template, make_cohort
+from dicom_node.demo.cohort import RADIUS_MM, Head, Template, make_cohort
 
 
 def write_cohort(
-    template: Template, folder: Path, n_normal: int, n_lesioned: int, seed: int
+    template: Template,
+    folder: Path,
+    n_normal: int,
+    n_lesioned: int,
+    seed: int,
+    radius_mm: tuple[float, float] = RADIUS_MM,
 ) -> Iterator[Head]:
     """Write each head as ``NAME_t1.nii.gz`` beside ``NAME_label.nii.gz``, and yield it.
 
     The label of a healthy head is zero everywhere: that it has no lesion is known too.
     """
     durable.make_folder(folder)
-    for head in make_cohort(template, n_normal, n_lesioned, seed):
+    for head in make_cohort(template, n_normal, n_lesioned, seed, radius_mm):
         voxels = head.voxels.astype(np.int16)  # 0..4095
         nifti.write(folder / f"{head.name}_t1.nii.gz", voxels, head.affine, "made head")
         nifti.write(folder / f"{head.name}_label.nii.gz", _label(head), head.affine, "its lesions")

@@ -123,6 +123,14 @@ def test_the_centre_is_in_the_lesion(lesioned):
         assert lesion.mask[tuple(np.rint(index).astype(int))]
 
 
+def test_lesions_have_the_radius_that_is_asked_for(template):
+    head = make_head(template, TWO_LESIONS, with_lesions=True, radius_mm=(3.0, 4.0))
+    assert len(head.lesions) == 2
+    for lesion in head.lesions:
+        # of a ball; the edge is irregular
+        assert 2.0 < (lesion.volume_ml * 1000 * 3 / 4 / np.pi) ** (1 / 3) < 5.0
+
+
 def test_a_head_without_room_for_a_lesion_says_so():
     grey = np.full((10, 20, 20), 0.8, dtype=np.float32)
     brain = np.zeros(grey.shape, dtype=bool)
@@ -137,7 +145,8 @@ def test_a_head_without_room_for_a_lesion_says_so():
 def test_a_cohort_has_as_many_of_each_as_asked(monkeypatch, n_normal, n_lesioned):
     made = []
 
-    def remember(_template, seed, *, with_lesions):
+    def remember(_template, seed, *, with_lesions, radius_mm):
+        assert radius_mm == cohort.RADIUS_MM
         made.append((seed, with_lesions))
 
     monkeypatch.setattr(cohort, "make_head", remember)
