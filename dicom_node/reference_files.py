@@ -47,8 +47,10 @@ class ReferenceFiles:
     ) -> None:
         """Use the files below `root`; pairs are compared on `device`, all else is on the CPU."""
         self._search, self._device = search, device
+        self.root, self.fingerprint = root, fingerprint
         self._tokens = root / "tokens" / fingerprint
-        how = digest(search.n_cells, search.window_cells)
+        #: of what decides which tokens are compared: distances of another search are other numbers
+        self.search_key = how = digest(search.n_cells, search.window_cells)
         self._distances = root / "distances" / fingerprint / how
         self._averages = root / "averages" / fingerprint / how
 
@@ -65,23 +67,23 @@ class ReferenceFiles:
             tensors[f"index.{scale}"] = tokens.index
             tensors[f"grid_shape.{scale}"] = torch.tensor(tokens.grid_shape)
         durable.make_folder(self._tokens)
-        with durable.replacing(self._token_file(name)) as partial:
+        with durable.replacing(self.token_file(name)) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
     def has_subject(self, name: str) -> bool:
         """Return whether the subject's tokens are kept."""
-        return self._token_file(name).exists()
+        return self.token_file(name).exists()
 
     def load_subject(self, name: str) -> Subject:
         """Read a kept subject, its tokens as fp32; raises FileNotFoundError when it is not."""
-        data = load_file(self._token_file(name))
+        data = load_file(self.token_file(name))
         shape = data["shape"].tolist()
         bits = _unpack_bits(data["foreground"])[: shape[0] * shape[1] * shape[2]]
         return Subject(self.load_tokens(name), bits.view(shape).bool(), data["affine"])
 
     def load_tokens(self, name: str) -> tuple[Tokens, ...]:
         """Read the tokens of a kept subject as fp32, coarse to fine."""
-        with safe_open(self._token_file(name), framework="pt") as opened:
+        with safe_open(self.token_file(name), framework="pt") as opened:
             return tuple(
                 Tokens(
                     opened.get_tensor(f"values.{scale}").float(),
@@ -93,7 +95,7 @@ class ReferenceFiles:
 
     def token_places(self, name: str) -> tuple[tuple[Tensor, tuple[int, int, int]], ...]:
         """Return, per scale, (n,) flat indices and (D, H, W) of a subject's tokens."""
-        with safe_open(self._token_file(name), framework="pt") as opened:
+        with safe_open(self.token_file(name), framework="pt") as opened:
             return tuple(
                 (
                     opened.get_tensor(f"index.{scale}"),
@@ -108,7 +110,7 @@ class ReferenceFiles:
         What is not kept yet is measured and kept. `others` is not empty and does not hold `name`.
         Raises NonFiniteScores where a distance is no number: then neither direction is kept.
         """
-        missing = [other for other in others if not self._pair_file(name, other).exists()]
+        missing = [other for other in others if not self.pair_file(name, other).exists()]
         if missing:
             own = self._on_device(name)
             for other in missing:
@@ -116,7 +118,7 @@ class ReferenceFiles:
                 self._keep(name, other, forward)
                 # a by-product that the leave-one-out maps want
                 self._keep(other, name, backward)
-        kept = [load_file(self._pair_file(name, other)) for other in others]
+        kept = [load_file(self.pair_file(name, other)) for other in others]
         return tuple(
             torch.stack([pair[str(scale)] for pair in kept]) for scale in range(len(kept[0]))
         )
@@ -182,16 +184,18 @@ class ReferenceFiles:
         return states
 
     def _keep(self, name: str, other: str, distances: Scales) -> None:
-        path = self._pair_file(name, other)
+        path = self.pair_file(name, other)
         durable.make_folder(path.parent)
         tensors = {str(scale): one.contiguous() for scale, one in enumerate(distances)}
         with durable.replacing(path) as partial:
             save_file(tensors, partial)
 
-    def _token_file(self, name: str) -> Path:
+    def token_file(self, name: str) -> Path:
+        """Return where the subject's tokens lie, or will."""
         return self._tokens / f"{name}.safetensors"
 
-    def _pair_file(self, name: str, other: str) -> Path:
+    def pair_file(self, name: str, other: str) -> Path:
+        """Return where the distances of one subject's tokens to another subject lie, or will."""
         return self._distances / name / f"{other}.safetensors"
 
 

@@ -174,7 +174,7 @@ def unfreeze(batch: ReferenceBatch, by: str, reason: str, at: datetime | None = 
 
 
 def _set_frozen(batch: ReferenceBatch, decision: Decision, at: datetime | None) -> Event:
-    _check_author(decision)
+    check_author(decision)
     wanted, name = decision.verb == FREEZE, batch.protocol.name
     with batch.database.begin() as db:
         frozen = Freezes.of(admission_table.freezes(db, *_where(batch))).frozen
@@ -186,7 +186,7 @@ def _set_frozen(batch: ReferenceBatch, decision: Decision, at: datetime | None) 
         founding = f"the batch of {name!r} is being founded: {n} of {least} are admitted"
         _refuse(wanted and n < least, founding)
         event = admission_table.record(db, decision, [], at or clock.now())
-    _release_waiting(batch, at)
+    release_waiting(batch, at)
     return event
 
 
@@ -224,12 +224,12 @@ def undo(
         before = reference_table.members(db, *_where(batch), (ADMITTED,))
         text = f"undoes {done.verb} ({done.reason}): {reason}"
         decision = Decision(*_where(batch), by, verb, text, number)
-        _check_author(decision)
+        check_author(decision)
         back = [Change(change.new, change.old) for change in event.changes]
         undone = admission_table.record(db, decision, back, at or clock.now())
         after = reference_table.members(db, *_where(batch), (ADMITTED,))
         _check_room(batch.protocol, before, after)
-    _release_waiting(batch, at)
+    release_waiting(batch, at)
     return undone
 
 
@@ -275,23 +275,24 @@ def _decide(
     batch: ReferenceBatch, subject: str, decision: Decision, plan: Plan, at: datetime | None
 ) -> Event:
     """Carry out a plan for a member as one decision, then queue what waited for the batch."""
-    _check_author(decision)
+    check_author(decision)
     with batch.database.begin() as db:
         found = reference_table.get_member(db, *_where(batch), subject)
         admitted = reference_table.members(db, *_where(batch), (ADMITTED,))
         changes = plan(_known(batch, found, subject), admitted)
         event = admission_table.record(db, decision, changes, at or clock.now())
-    _release_waiting(batch, at)
+    release_waiting(batch, at)
     return event
 
 
-def _release_waiting(batch: ReferenceBatch, at: datetime | None) -> None:
+def release_waiting(batch: ReferenceBatch, at: datetime | None) -> None:
+    """Queue the studies that wait for the batch, if it is large enough now."""
     if batch.ready():
         with batch.database.begin() as db:
             job_table.release_waiting(db, batch.protocol.name, at or clock.now())
 
 
-def _check_author(decision: Decision) -> None:
+def check_author(decision: Decision) -> None:
     """Refuse a decision without a person's name or a reason: it could not be answered for."""
     name = decision.actor
     usable = name == name.strip() and name.isprintable() and 0 < len(name) <= _LONGEST_NAME

@@ -50,7 +50,7 @@ def draw_distances(setting, names):
     for name in names:
         tokens = files.load_tokens(name)
         for other in names:
-            path = files._pair_file(name, other)
+            path = files.pair_file(name, other)
             if other == name or path.exists():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
