@@ -7,37 +7,56 @@ of the batch, calibrated by the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dicom_node.anomaly.anomaly_map import fuse, subject_score
 from dicom_node.anomaly.calibration import UsualScores, calibrate, centred, to_grid
+from dicom_node.anomaly.contamination import outliers
 from dicom_node.anomaly.spec import ScoringSpec
 from dicom_node.errors import InsufficientReference, NonFiniteScores
+from dicom_node.guard import GuardedFiles
 from dicom_node.reference_files import ReferenceFiles
 
 #: each needs two others for its own leave-one-out scores
 MIN_REFERENCE = 3
 
 
-class ReferenceScores(Sequence[Tensor]):
+class ReferenceScores:
     """Each reference subject's own token scores, in the batch's order: (D, H, W), made when asked.
 
     A subject is judged by the others alone: with its own map among them it would pass as usual at
     the very place where it is not.
     """
 
-    def __init__(
-        self, scales: Sequence[Tensor], usual: Sequence[UsualScores] | None, spec: ScoringSpec
-    ) -> None:
-        """Hold per scale (n, layers, D, H, W) leave-one-out scores; without `usual`, unjudged."""
-        self._scales, self._usual, self._spec = scales, usual, spec
+    def __init__(self, scales: Sequence[Tensor], spec: ScoringSpec) -> None:
+        """Take per scale (n, layers, D, H, W) leave-one-out scores, centred where calibrated."""
+        self._scales, self._spec = scales, spec
+        self._usual: list[UsualScores] | None = None
+        if spec.calibration != "none":
+            self._usual = [UsualScores.of(scale) for scale in scales]
 
     def __len__(self) -> int:
         """Return the number of reference subjects."""
         return len(self._scales[0])
+
+    def judged(self, own: Sequence[Tensor]) -> Tensor:
+        """Per scale (layers, D, H, W) scores of a study -> (D, H, W), calibrated by all here."""
+        if self._usual is None:
+            return fuse(own)
+        return fuse(
+            [
+                calibrate(centred(scale), *usual.of_all(self._spec))
+                for scale, usual in zip(own, self._usual, strict=True)
+            ]
+        )
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the scores of each subject, one in memory at a time."""
+        return (self[place] for place in range(len(self)))
 
     def __getitem__(self, place: int) -> Tensor:
         """Return the scores of one subject, NaN where it has no token."""
@@ -64,7 +83,9 @@ class BatchScores:
     #: (D, H, W) each scale and layer calibrated, then fused; equal to raw without calibration
     calibrated: Tensor
     #: per reference subject (D, H, W) its leave-one-out scores, calibrated by the others
-    reference: Sequence[Tensor]
+    reference: ReferenceScores | Sequence[Tensor]
+    #: of the batch, in its order: outliers among them are left out, if the method says so
+    used: tuple[str, ...] = ()
 
 
 def score_against(
@@ -98,27 +119,53 @@ def score_against(
         raise InsufficientReference(
             f"{len(batch)} reference subjects for {name}: the method needs {MIN_REFERENCE} at least"
         )
-    own = _grids(files, name, batch, spec)
-    # laid out once: stacked afterwards they would be held twice
-    members = [grid.new_empty(len(batch), *grid.shape) for grid in own]
+    used = without_outliers(files, batch, spec) if spec.outlier_limit > 0 else tuple(batch)
+    source = GuardedFiles(files, [name, *used], spec, spec.guard) if spec.guard else files
+    own = _grids(source, name, used, spec)
+    reference = _reference(source, used, spec, progress)
+    return BatchScores(fuse(own), reference.judged(own), reference, used)
+
+
+def _reference(
+    source: ReferenceFiles | GuardedFiles,
+    batch: Sequence[str],
+    spec: ScoringSpec,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> ReferenceScores:
+    """Return each subject's own scores against the others of the batch."""
+    scales: list[Tensor] = []
     for done, member in enumerate(batch):
         others = [other for other in batch if other != member]
-        for scale, grid in zip(members, _grids(files, member, others, spec), strict=True):
+        grids = _grids(source, member, others, spec)
+        if not scales:  # laid out once: stacked afterwards they would be held twice
+            scales = [grid.new_empty(len(batch), *grid.shape) for grid in grids]
+        for scale, grid in zip(scales, grids, strict=True):
             scale[done] = grid if spec.calibration == "none" else centred(grid)
         progress((done + 1) / len(batch))
-    raw = fuse(own)
-    if spec.calibration == "none":
-        return BatchScores(raw, raw, ReferenceScores(members, None, spec))
-    usual = [UsualScores.of(scale) for scale in members]
-    judged = [
-        calibrate(centred(scale), *here.of_all(spec))
-        for scale, here in zip(own, usual, strict=True)
-    ]
-    return BatchScores(raw, fuse(judged), ReferenceScores(members, usual, spec))
+    return ReferenceScores(scales, spec)
+
+
+def without_outliers(
+    files: ReferenceFiles, batch: Sequence[str], spec: ScoringSpec
+) -> tuple[str, ...]:
+    """Return the batch without the subjects that are unusual among its others, in its order.
+
+    Repeated until nobody else is: with the first out, the next may show. The highest alone leaves
+    each time, since it widens what the others are judged by; at least half of the batch stays, and
+    `MIN_REFERENCE`.
+    """
+    used, least = list(batch), max(MIN_REFERENCE, (len(batch) + 1) // 2)
+    while len(used) > least:
+        reference = _reference(files, used, spec)
+        scores = torch.tensor([subject_score(grid, spec.subject_share) for grid in reference])
+        if not bool(outliers(scores, spec.outlier_limit).any()):
+            break
+        del used[int(scores.argmax())]
+    return tuple(used)
 
 
 def _grids(
-    files: ReferenceFiles, name: str, others: Sequence[str], spec: ScoringSpec
+    files: ReferenceFiles | GuardedFiles, name: str, others: Sequence[str], spec: ScoringSpec
 ) -> list[Tensor]:
     """Return per scale (L, D, H, W): the interval average over `others`, NaN without a token."""
     averages = files.averages(name, others, spec.nearest_share)  # per scale L n

@@ -113,6 +113,20 @@ FREE_SEARCH = SearchSpec(n_cells=32)
 
 
 @dataclass(frozen=True, slots=True)
+class GuardSpec:
+    """What counts as a link between two subjects that share something unusual (ours)."""
+
+    #: an analogue is suspicious below this share of the distance to the middle subject
+    endurance: float = 0.7
+    #: and if its token is among this share of its subject's, the most unusual
+    unusual_share: float = 0.05
+    #: links of two subjects that chance does not explain: at this level over all pairs together
+    significance: float = 1e-3
+    #: and at least so many of them: a lesion of a token or two is not told from a chance likeness
+    min_links: int = 4
+
+
+@dataclass(frozen=True, slots=True)
 class ScoringSpec:
     """Mutual similarity, calibration and map; none of it changes a token."""
 
@@ -128,6 +142,11 @@ class ScoringSpec:
     smoothing_mm: float = 3.0
     #: share of the tokens whose mean is the subject score; 0 takes the highest one alone
     subject_share: float = 0.002
+    #: leave reference subjects out whose own score is so many robust deviations above the batch's
+    #: median, until no more are; 0 leaves none out
+    outlier_limit: float = 0.0
+    #: take no analogue from a subject that shares what is unusual; None takes all
+    guard: GuardSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
