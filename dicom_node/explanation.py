@@ -277,7 +277,8 @@ def _with_proposals(found: Sequence[Explained], taken: set[str]) -> tuple[Explai
     for alike in group(signatures):
         name = proposal.unused_name(proposal.proposed_name(alike.founder), taken)
         taken.add(name)
-        proposed = Proposed(name, proposal.toml(alike.founder, name), len(alike.members))
+        shared = _shared([signatures[member] for member in alike.members], alike.founder)
+        proposed = Proposed(name, proposal.toml(shared, name), len(alike.members))
         for member in alike.members:
             answers[unclaimed[member]] = replace(answers[unclaimed[member]], proposed=proposed)
     for n, entry in enumerate(answers):
@@ -285,6 +286,20 @@ def _with_proposals(found: Sequence[Explained], taken: set[str]) -> tuple[Explai
             name = proposal.proposed_name(entry.signature)
             answers[n] = replace(entry, proposed=Proposed(name, "", 1))
     return tuple(answers)
+
+
+def _shared(members: Sequence[Signature], founder: Signature) -> Signature:
+    """Return the founder without what a rule would not find in every member as the founder has it.
+
+    That is Body Part Examined where senders differ (HEAD, BRAIN), and what was inferred in any.
+    """
+    written = {entry.body_part_as_sent for entry in members}
+    inferred = {pair for entry in members for pair in entry.inferred}
+    return replace(
+        founder,
+        body_part_as_sent=founder.body_part_as_sent if len(written) == 1 else None,
+        inferred=tuple(sorted(inferred)),
+    )
 
 
 def _wants_proposal(entry: Explained) -> bool:

@@ -219,7 +219,7 @@ def _method(signature: Signature) -> list[str]:
 def _hints(signature: Signature) -> list[str]:
     """Return comments that say what the rule cannot ask for."""
     if not signature.body_part_as_sent:
-        region = "# no Body Part Examined: the rule claims every region"
+        region = "# the rule does not ask for Body Part Examined: it claims every region"
         return [region, *_looks(signature)]
     return _looks(signature)
 

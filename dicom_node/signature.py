@@ -336,6 +336,7 @@ def group(
     owners = [_nearest(entry, known, tolerances) for entry in signatures]
     rest = [entry for entry, owner in zip(signatures, owners, strict=True) if owner is None]
     fresh = [founder for bucket in _buckets(rest) for founder in _found(bucket, tolerances)]
+    fresh.sort(key=repr)
     members: dict[Signature, list[int]] = defaultdict(list)
     for index, (entry, owner) in enumerate(zip(signatures, owners, strict=True)):
         chosen = owner or _nearest(entry, fresh, tolerances)
@@ -348,12 +349,12 @@ def group(
 def _nearest(
     entry: Signature, founders: Sequence[Signature], tolerances: Tolerances
 ) -> Signature | None:
-    """Return the founder within tolerance that is nearest; of two alike the first by its text."""
+    """Return the nearest founder within tolerance, of two alike the first; None without."""
     ranked = [
-        (_distance(entry, founder, tolerances), repr(founder), founder) for founder in founders
+        (_distance(entry, founder, tolerances), place) for place, founder in enumerate(founders)
     ]
-    within = [item for item in ranked if item[0] <= 1]
-    return min(within, key=lambda item: item[:2])[2] if within else None
+    distance, place = min(ranked, default=(math.inf, 0))
+    return founders[place] if distance <= 1 else None
 
 
 def _buckets(signatures: Iterable[Signature]) -> Iterable[list[Signature]]:
@@ -367,17 +368,19 @@ def _buckets(signatures: Iterable[Signature]) -> Iterable[list[Signature]]:
 def _found(bucket: Sequence[Signature], tolerances: Tolerances) -> list[Signature]:
     """Choose founders until every signature is within tolerance of one."""
     # the smallest text speaks for equal ones, which may differ in how they were inferred
-    left = Counter(sorted(bucket, key=repr))
-    founders = []
+    count = Counter(sorted(bucket, key=repr))
+    entries = list(count)
+    near = [
+        [place for place, other in enumerate(entries) if _distance(one, other, tolerances) <= 1]
+        for one in entries
+    ]
+    weights = [count[entry] for entry in entries]
+    founders, left = [], dict.fromkeys(range(len(entries)))
     while left:
-        near = {
-            entry: [other for other in left if _distance(entry, other, tolerances) <= 1]
-            for entry in left
-        }
-        best = min(
-            left, key=lambda entry: (-sum(left[other] for other in near[entry]), repr(entry))
-        )
-        founders.append(best)
-        for other in near[best]:
-            del left[other]
+        # of as many the first by its text: a maximum is the first of its like
+        best = max(left, key=lambda place: sum(weights[other] for other in near[place]))
+        founders.append(entries[best])
+        for place in near[best]:
+            weights[place] = 0
+            left.pop(place, None)
     return founders

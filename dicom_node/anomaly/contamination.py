@@ -77,7 +77,8 @@ def linked(counts: Tensor, spec: GuardSpec) -> Tensor:
     links = both / dispersion
     tail = torch.special.gammainc(links.clamp(min=1e-9), mean / dispersion)
     level = spec.significance / max(1, n * (n - 1) // 2)
-    return (tail < level) & (both >= spec.min_links) & apart
+    found: Tensor = (tail < level) & (both >= spec.min_links) & apart
+    return found
 
 
 def without_shared(distances: Tensor, links: Tensor, partner: Tensor) -> Tensor:

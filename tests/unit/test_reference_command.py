@@ -163,6 +163,23 @@ def test_series_that_are_alike_share_a_name_and_others_get_their_own(answers, ca
     assert said.count("[[protocol]]") == 2
 
 
+def test_one_rule_claims_all_that_are_alike_whatever_their_senders_write(answers, tmp_path):
+    enhanced = make_enhanced("MR", STACK, seed=3)
+    enhanced.ScanningSequence, enhanced.EchoPulseSequence = None, "SPIN"
+    enhanced.ImageType = ["ORIGINAL", "PRIMARY", "OTHER", "NONE"]
+    sources = [
+        make_series("MR", STACK, seed=1),
+        make_series("MR", STACK, seed=2, BodyPartExamined="BRAIN"),
+        [enhanced],
+    ]
+    for number, datasets in enumerate(sources):
+        save(tmp_path / "all" / str(number), datasets)
+    _, found = answers(tmp_path / "all")
+    assert [entry["proposed"]["n_alike"] for entry in found] == [3, 3, 3]
+    (rule,) = NodeConfig.model_validate(tomllib.loads(found[0]["proposed"]["toml"])).protocol
+    assert [match([rule], datasets[0], 2.0) for datasets in sources] == [rule] * 3
+
+
 def test_a_proposed_name_is_none_of_the_configuration(answers, head, rules):
     rules.write_text(
         RULES.replace('"head"', '"mr-head-t1-axial-2mm"').replace('"HEAD"', '"X"'), "utf-8"
