@@ -309,6 +309,10 @@ def cohort(
             "tumour in an annotation_boxes folder there (PASCAL VOC) is replaced by lung first."
         ),
     ] = None,
+    radius_mm: Annotated[
+        tuple[float, float],
+        typer.Option(min=1.0, max=11.0, help="Least and greatest radius of lesions in heads."),
+    ] = (6.5, 11.0),
 ) -> None:
     """Write made subjects and their lesions as NIfTI files, to try `score` on.
 
@@ -324,7 +328,8 @@ def cohort(
 
     plan = (folder, n_normal, n_lesioned, seed)
     if chest is None:
-        _say_made(write_cohort(load_template(cache_folder()), *plan), n_normal + n_lesioned)
+        heads = write_cohort(load_template(cache_folder()), *plan, radius_mm)
+        _say_made(heads, n_normal + n_lesioned)
     else:
         _say_made(write_chests(load_chest(chest), *plan), n_normal + n_lesioned)
     preset = "" if chest is None else " --preset ct"
