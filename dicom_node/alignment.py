@@ -8,6 +8,7 @@ value and its limit.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,12 @@ class Template:
     affine: Floats
     #: (depth, height, width) bool, found as that of the subjects is: `make_template`
     foreground: NDArray[np.bool_]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of voxels and place: subjects of two templates lie in two spaces."""
+        whole = hashlib.sha256(np.ascontiguousarray(self.voxels).tobytes())
+        whole.update(np.ascontiguousarray(self.affine).tobytes())
+        return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

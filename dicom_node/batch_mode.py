@@ -220,6 +220,7 @@ def _encode(run: _Run, scan: Scan, number: int) -> _Kept:
             run.recipe.method,
             run.recipe.encoder,
             lambda share: run.listener.progress("encode", number, min(share, 0.99), scan.name),
+            run.recipe.placing,
         )
         run.files.save_subject(key, made)
         encode_s = time.monotonic() - started

@@ -163,7 +163,16 @@ class Protocol(Section):
     window_hu: tuple[float, float] = (-600.0, 1500.0)
     #: written into results whose source has no Body Part Examined
     body_part: Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")] | None = None
+    #: registration to `template`, a NIfTI file, before anything else: 6 or 12 degrees of freedom
+    alignment: Literal["none", "rigid", "affine", "atlas"] = "none"
+    template: Path | None = None
+    #: what is scored; "brain" of T1-weighted heads, "template" is the template's own foreground
+    foreground: Literal["body", "brain", "lung", "template"] = "body"
     calibration: Literal["position", "none"] = "position"
+    #: reference subjects this many robust deviations above the batch's median do not judge; 0: all
+    outlier_limit: Annotated[float, Field(ge=0)] = 0.0
+    #: no analogue from a subject that shares what is unusual; a score costs O(n^2) with it
+    guard_shared: bool = False
     #: fine tokens are compared within so many of the most alike coarse cells (0: with all), and
     #: within so many cells round their own place (-1: none); by default as `calibration` allows
     coarse_cells: Annotated[int, Field(ge=0)] | None = None
@@ -179,6 +188,14 @@ class Protocol(Section):
             raise ValueError("max_reference must not be below min_reference")
         if self.window_hu[1] <= 0:
             raise ValueError("window_hu is [centre, width], and the width is above 0")
+        if (self.alignment == "none") != (self.template is None):
+            raise ValueError("alignment and template go together: a NIfTI file to be aligned with")
+        if self.foreground == "template" and self.template is None:
+            raise ValueError('foreground = "template" needs alignment and a template')
+        if (self.foreground == "lung") > (self.intensity == "hounsfield"):
+            raise ValueError('foreground = "lung" is of CT: intensity = "hounsfield"')
+        if (self.foreground == "brain") > (self.intensity == "percentiles"):
+            raise ValueError('foreground = "brain" is of MR: intensity = "percentiles"')
         if self.calibration == "none" and self.window_cells not in {None, -1}:
             raise ValueError('window_cells needs subjects in one space: calibration = "position"')
         return self
@@ -345,7 +362,11 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
     encoder = config.encoder
     if encoder.file is not None:
         encoder = encoder.model_copy(update={"file": folder / encoder.file})
-    return config.model_copy(update={"node": node, "encoder": encoder})
+    protocols = tuple(
+        p if p.template is None else p.model_copy(update={"template": folder / p.template})
+        for p in config.protocol
+    )
+    return config.model_copy(update={"node": node, "encoder": encoder, "protocol": protocols})
 
 
 def _explain(path: Path, error: _ValidationError) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dicom_node import weights
+from dicom_node.alignment import template_from_nifti
 from dicom_node.anomaly.encoder import Encoder, build_encoder
 from dicom_node.anomaly.spec import (
     ALIGNED_SEARCH,
@@ -21,6 +22,7 @@ from dicom_node.anomaly.spec import (
     TOKEN_VERSION,
     EncoderSpec,
     GridSpec,
+    GuardSpec,
     IntensitySpec,
     MethodSpec,
     ScaleSpec,
@@ -30,8 +32,9 @@ from dicom_node.anomaly.spec import (
 )
 from dicom_node.anomaly.tokens import check_grid, default_scales
 from dicom_node.config import NodeConfig, Protocol, digest
-from dicom_node.errors import ConfigError
+from dicom_node.errors import ConfigError, NodeError
 from dicom_node.folders import Folders
+from dicom_node.placement import Placing
 from dicom_node.reference import ReferenceBatch
 from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series
@@ -55,6 +58,7 @@ class Methods:
     def __init__(self, config: NodeConfig, cache: Path) -> None:
         self.config = config
         self._weights = weights.locate(config.encoder, cache)
+        self._placings = {of.name: _placing(of, cache) for of in config.protocol}
         for protocol in config.protocol:
             self._check_extent(protocol)
 
@@ -143,8 +147,14 @@ class Methods:
                 nearest_share=scoring.nearest_share,
                 calibration=of.calibration,
                 smoothing_mm=scoring.smoothing_mm,
+                outlier_limit=of.outlier_limit,
+                guard=GuardSpec() if of.guard_shared else None,
             ),
         )
+
+    def placing(self, of: Protocol) -> Placing:
+        """Return how the volumes of a protocol are placed; its template is read once."""
+        return self._placings[of.name]
 
     def token_fingerprint(self, of: Protocol) -> str:
         """Return the hash of everything that shapes a token: it keys the reference batch.
@@ -152,16 +162,18 @@ class Methods:
         Tokens of two fingerprints are never compared. A new version of the node keeps it, and with
         it the batches, unless its code makes other tokens.
         """
-        return self.token_digest(self.method(of))
+        return self.token_digest(self.method(of), self.placing(of))
 
-    def token_digest(self, method: MethodSpec) -> str:
+    def token_digest(self, method: MethodSpec, placing: Placing) -> str:
         """Return the hash of everything that shapes a token of this encoder by `method`."""
+        template = placing.template
         return digest(
             asdict(self.encoder_spec),
             self._weights.card.sha256,
             asdict(method.tokens),
             asdict(method.grid),
             [method.intensity.kind, method.intensity.window_hu],
+            [placing.foreground, placing.kind, None if template is None else template.digest()],
             TOKEN_VERSION,
         )
 
@@ -178,6 +190,17 @@ class Methods:
             asdict(self.method(of).scoring),
             shape,
         )
+
+
+def _placing(of: Protocol, cache: Path) -> Placing:
+    """Read what places a protocol's volumes; raises ConfigError for a template that is none."""
+    if of.template is None or of.alignment == "none":
+        return Placing(of.foreground, cache=cache)
+    try:
+        template = template_from_nifti(of.template)
+    except (NodeError, OSError) as error:
+        raise ConfigError(f"[[protocol]] {of.name}: template: {error}") from error
+    return Placing(of.foreground, of.alignment, template, cache)
 
 
 class Line(Methods):

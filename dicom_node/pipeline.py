@@ -73,7 +73,12 @@ def _subject_of(line: Line, claimed: Protocol, source: Volume, progress: Progres
     """Encode a volume as its protocol says; raises as `make_subject` does."""
     affine = torch.from_numpy(source.affine)
     return make_subject(
-        without_padding(source), affine, line.method(claimed), line.encoder, progress
+        without_padding(source),
+        affine,
+        line.method(claimed),
+        line.encoder,
+        progress,
+        line.placing(claimed),
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dicom_node.anomaly import anomaly_map, foreground, intensity, resample
@@ -16,6 +15,9 @@ from dicom_node.anomaly.encoder import Encoder
 from dicom_node.anomaly.spec import IntensitySpec, MethodSpec
 from dicom_node.anomaly.tokens import Progress, Tokens, tokenize
 from dicom_node.errors import EmptyForeground, NonFiniteScores
+from dicom_node.placement import Placing
+
+_BY_ITSELF = Placing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Subject:
     tokens: tuple[Tokens, ...]
     #: (depth, height, width) bool, foreground on the canonical grid
     foreground: Tensor
-    #: (4, 4) canonical index -> LPS mm
+    #: (4, 4) canonical index -> LPS mm of the source
     affine: Tensor
 
 
@@ -38,11 +40,13 @@ class Canonical:
     voxels: Tensor
     #: (depth, height, width) bool
     foreground: Tensor
-    #: (4, 4) canonical index -> LPS mm
+    #: (4, 4) canonical index -> LPS mm of the source
     affine: Tensor
 
 
-def make_canonical(voxels: Tensor, affine: Tensor, method: MethodSpec) -> Canonical:
+def make_canonical(
+    voxels: Tensor, affine: Tensor, method: MethodSpec, placing: Placing = _BY_ITSELF
+) -> Canonical:
     """Place (depth, height, width) voxels on the canonical grid and normalise them.
 
     Parameters
@@ -55,17 +59,19 @@ def make_canonical(voxels: Tensor, affine: Tensor, method: MethodSpec) -> Canoni
     Raises
     ------
     EmptyForeground
-        There is too little body in it, or none.
+        There is too little foreground in it, or none.
+    RegistrationFailed
+        `placing` has a template, and the volume did not get there.
     """
     if not bool(voxels.isfinite().all()):
         raise EmptyForeground("the volume holds NaN or infinite voxels")
     try:
-        target = resample.canonical_affine(method.grid, _foreground_centre(voxels, affine))
+        placed = placing(voxels, affine, method.grid)
         fill = float(voxels.min())  # beyond the source there is air
-        to_source = resample.index_map(target, affine)
+        to_source = resample.index_map(placed.affine, affine)
         canonical = resample.sample(voxels, to_source, method.grid.shape, fill)
-        mask = foreground.body_mask(canonical)
-        return Canonical(_normalized(canonical, mask, method.intensity), mask, target)
+        mask = foreground.body_mask(canonical) if placed.mask is None else placed.mask
+        return Canonical(_normalized(canonical, mask, method.intensity), mask, placed.affine)
     except ValueError as error:
         raise EmptyForeground(f"the volume cannot be scored: {error}") from error
 
@@ -76,6 +82,7 @@ def make_subject(
     method: MethodSpec,
     encoder: Encoder,
     progress: Progress | None = None,
+    placing: Placing = _BY_ITSELF,
 ) -> Subject:
     """Place a volume on the canonical grid and encode it; arguments as of `make_canonical`.
 
@@ -83,7 +90,7 @@ def make_subject(
     too little body for a token, NonFiniteScores where the encoder gave features that are no
     numbers.
     """
-    placed = make_canonical(voxels, affine, method)
+    placed = make_canonical(voxels, affine, method, placing)
     try:
         tokens = tokenize(placed.voxels, placed.foreground, encoder, method.tokens, progress)
     except ValueError as error:
@@ -92,19 +99,6 @@ def make_subject(
         # kept, it would make every score NaN that is made with it as a reference
         raise NonFiniteScores("the encoder's features are not finite")
     return Subject(tokens, placed.foreground, placed.affine)
-
-
-def _foreground_centre(voxels: Tensor, affine: Tensor) -> Tensor:
-    """Return (3,) LPS mm of the body's centroid, found on a coarse subsample (about 3 mm).
-
-    The grid is placed by it, before there is a mask on the grid; a few millimetres do.
-    """
-    spacing = affine[:3, :3].norm(dim=0)
-    steps = [max(1, int(3.0 / float(edge))) for edge in spacing]
-    coarse = voxels[:: steps[0], :: steps[1], :: steps[2]]
-    scaled = affine.clone()
-    scaled[:3, :3] = affine[:3, :3] * torch.tensor(steps, dtype=affine.dtype)
-    return foreground.centroid_mm(foreground.body_mask(coarse), scaled)
 
 
 def _normalized(canonical: Tensor, mask: Tensor, how: IntensitySpec) -> Tensor:

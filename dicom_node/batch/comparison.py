@@ -67,7 +67,8 @@ class Comparison:
         Made twice of each scan rather than kept: a batch of them would not fit into memory.
         """
         affine = torch.from_numpy(source.affine)
-        placed = make_canonical(scored_voxels(self._by, scan, source), affine, self._by.method)
+        voxels = scored_voxels(self._by, scan, source)
+        placed = make_canonical(voxels, affine, self._by.method, self._by.placing)
         sigma = _Z_SIGMA_MM / self._by.method.grid.spacing_mm
         made = anomaly_map.smooth(placed.voxels, placed.foreground, sigma)
         return np.asarray(made.numpy(), dtype=np.float32)

@@ -15,6 +15,7 @@ from dicom_node.anomaly.tokens import check_grid
 from dicom_node.config import Match, NodeConfig, Protocol, digest
 from dicom_node.errors import ConfigError
 from dicom_node.line import Methods
+from dicom_node.placement import Placing
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Recipe:
     #: of all that shapes a token; of all that shapes a token, a score or a finding
     token_fingerprint: str
     fingerprint: str
+    placing: Placing
     #: what a series must be like; None takes any
     match: Match | None = None
 
@@ -67,6 +69,7 @@ def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
         encoder=methods.encoder,
         token_fingerprint=methods.token_fingerprint(protocol),
         fingerprint=methods.fingerprint(protocol),
+        placing=methods.placing(protocol),
         match=protocol.match,
     )
 
@@ -96,7 +99,7 @@ def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:
         check_grid(method.grid.shape, pitches[0])
     except ValueError as error:
         raise ConfigError(f"--preset {name}: {error}") from error
-    token_fingerprint = methods.token_digest(method)
+    token_fingerprint = methods.token_digest(method, Placing())
     calibrated = method.scoring.calibration != "none"
     rule = Findings() if calibrated else Findings(threshold=None)
     shapes = (asdict(method.search), asdict(method.scoring), asdict(rule))
@@ -108,4 +111,5 @@ def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:
         encoder=methods.encoder,
         token_fingerprint=token_fingerprint,
         fingerprint=digest(token_fingerprint, *shapes),
+        placing=Placing(),
     )
