@@ -1,5 +1,6 @@
 """The line of one worker: what names a token space, and an encoder that cannot be loaded."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from dicom_node import nifti
 from dicom_node.anomaly.spec import (
     ALIGNED_SEARCH,
     FREE_SEARCH,
@@ -19,8 +21,10 @@ from dicom_node.anomaly.tokens import default_scales
 from dicom_node.config import Encoder, Scale
 from dicom_node.errors import ConfigError
 from tests.make import ledgers, lines
+from tests.make.bodies import AFFINE, body
 from tests.make.encoders import TINY
 
+TEMPLATE = Path("template.nii.gz")
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 
 
@@ -34,6 +38,18 @@ def make(tmp_path, weights):
     """A line with changes in its sections."""
     with ledgers.ledger(tmp_path) as database:
         yield lambda **sections: lines.make_line(database, tmp_path, weights, **sections)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def template(tmp_path_factory):
+    """Two bodies as template files: the tests name the first as it stands, and run beside it."""
+    folder = tmp_path_factory.mktemp("templates")
+    for name, seed in (("template", 1), ("other", 2)):
+        nifti.write(folder / f"{name}.nii.gz", body(seed=seed), AFFINE, "body")
+    before = Path.cwd()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
 
 
 def names(line):
@@ -54,6 +70,9 @@ def names(line):
         ("protocol", {"spacing_mm": 2.0}),
         ("protocol", {"intensity": "hounsfield"}),
         ("protocol", {"window_hu": (0.0, 100.0)}),
+        ("protocol", {"foreground": "brain"}),
+        ("protocol", {"alignment": "rigid", "template": TEMPLATE}),
+        ("protocol", {"alignment": "rigid", "template": TEMPLATE, "foreground": "template"}),
     ],
 )
 def test_what_shapes_a_token_makes_another_token_space(make, section, values):
@@ -70,6 +89,8 @@ def test_what_shapes_a_token_makes_another_token_space(make, section, values):
         ("protocol", {"calibration": "none"}),
         ("protocol", {"coarse_cells": 0}),
         ("protocol", {"window_cells": 2}),
+        ("protocol", {"outlier_limit": 4.0}),
+        ("protocol", {"guard_shared": True}),
         ("protocol", {"finding_threshold": 4.0}),
         ("protocol", {"finding_min_volume_ml": 1.0}),
         ("protocol", {"max_findings": 3}),
@@ -93,6 +114,21 @@ def test_what_shapes_a_score_or_a_finding_leaves_the_batch_as_it_is(make, sectio
 )
 def test_what_shapes_neither_leaves_both_names(make, section, values):
     assert names(make(**{section: values})) == names(make())
+
+
+def test_another_template_and_another_kind_of_alignment_make_another_token_space(make):
+    one = {"alignment": "rigid", "template": TEMPLATE}
+    made = [
+        names(make(protocol=how))[0]
+        for how in (one, one | {"template": Path("other.nii.gz")}, one | {"alignment": "affine"})
+    ]
+    assert len(set(made)) == 3
+
+
+def test_a_template_that_cannot_be_read_is_an_error_of_the_configuration(make):
+    for path in (Path("nowhere.nii.gz"), Path(__file__)):
+        with pytest.raises(ConfigError, match=rf"t1: template: .*{path.name}"):
+            make(protocol={"alignment": "rigid", "template": path})
 
 
 def test_other_weights_of_the_same_model_make_another_token_space(make, tmp_path):
