@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dicom_node.config import Protocol
+from dicom_node.protocol_config import Protocol
 from dicom_node.store.admission_table import FREEZE, Event
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EXCLUDED, Member
 

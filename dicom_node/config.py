@@ -12,51 +12,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 from pydantic import ValidationError as _ValidationError
 
-from dicom_node import quantities
+from dicom_node.config_types import AETitle, Bytes, Port, Seconds, Section, Share
 from dicom_node.errors import ConfigError
-
-
-def _ae_title(value: str) -> str:
-    """Check an AE title and drop the spaces around it, which are not significant (PS3.5 6.2)."""
-    # the default repertoire without backslash and control characters; spaces alone are no title
-    printable = value.isascii() and value.isprintable()
-    if not 0 < len(value.strip()) <= 16 or "\\" in value or not printable:
-        raise ValueError(f"{value!r} is no AE title: 1 to 16 ASCII characters, no backslash")
-    return value.strip()
-
-
-#: longer than any of them can mean, and short of what a point in time can hold
-_LONGEST_S = 3650 * 86400.0
-
-Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S), BeforeValidator(quantities.seconds)]
-Bytes = Annotated[int, BeforeValidator(quantities.size_bytes)]
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ShareOrCount = Annotated[float | int, PlainValidator(quantities.share_or_count)]
-Millimetres = Annotated[float, Field(gt=0, le=1000)]
-
-
-class Section(BaseModel):
-    """A section of the file: frozen, unknown keys are errors, numbers are finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from dicom_node.protocol_config import Protocol
 
 
 class Node(Section):
@@ -106,98 +71,6 @@ class Completion(Section):
     def _cap_beyond_quiet(self) -> Completion:
         if self.cap < self.quiet:
             raise ValueError("completion.cap must not be shorter than completion.quiet")
-        return self
-
-
-class Match(Section):
-    """``[protocol.match]``: which series belong here; what is not given matches anything.
-
-    `protocol.mismatches` says how each is compared.
-    """
-
-    modality: Literal["MR", "CT"]
-    body_part: str | None = None
-    #: regular expression, case-insensitive, found anywhere in Series Description
-    series_description: str | None = None
-    #: Scanning Sequence values that must all be there
-    scanning_sequence: tuple[str, ...] = ()
-    contrast_agent: bool | None = None
-    orientation: Literal["axial", "coronal", "sagittal"] | None = None
-    slice_spacing_mm: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _pattern_compiles(self) -> Match:
-        if self.series_description is not None:
-            try:
-                re.compile(self.series_description)
-            except re.error as error:
-                message = f"series_description {self.series_description!r} is no pattern: {error}"
-                raise ValueError(message) from error
-        if self.slice_spacing_mm and self.slice_spacing_mm[0] > self.slice_spacing_mm[1]:
-            raise ValueError("slice_spacing_mm is [smallest, largest]")
-        return self
-
-
-class Protocol(Section):
-    """``[[protocol]]``: a class of acquisitions that shares a reference batch."""
-
-    #: part of batch versions and of results
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-    #: "shadow" scores and records, and sends nothing: results are seen only where somebody chose so
-    mode: Literal["live", "shadow"] = "shadow"
-    match: Match
-    #: least number of other patients that a study is compared with
-    min_reference: Annotated[int, Field(ge=3)] = 15
-    max_reference: Annotated[int, Field(ge=3)] = 60
-    #: a study above this percentile of the batch's own scores is not admitted: 95 keeps out about
-    #: one usual study of twenty, which costs less than an abnormal one that hides its like
-    admission_percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
-    #: members of one scanner, at most: a share of max_reference, or a count; none: as they come
-    max_per_scanner: ShareOrCount | None = None
-    #: who leaves a full batch
-    leaves: Literal["oldest", "most_redundant"] = "oldest"
-    #: centred on the foreground; each a multiple of the coarsest token's edge
-    extent_mm: tuple[Millimetres, Millimetres, Millimetres] = (168.0, 196.0, 168.0)
-    spacing_mm: Annotated[float, Field(gt=0, le=5)] = 1.0
-    intensity: Literal["percentiles", "hounsfield"] = "percentiles"
-    window_hu: tuple[float, float] = (-600.0, 1500.0)
-    #: written into results whose source has no Body Part Examined
-    body_part: Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")] | None = None
-    #: registration to `template`, a NIfTI file, before anything else: 6 or 12 degrees of freedom
-    alignment: Literal["none", "rigid", "affine", "atlas"] = "none"
-    template: Path | None = None
-    #: what is scored; "brain" of T1-weighted heads, "template" is the template's own foreground
-    foreground: Literal["body", "brain", "lung", "template"] = "body"
-    calibration: Literal["position", "none"] = "position"
-    #: reference subjects this many robust deviations above the batch's median do not judge; 0: all
-    outlier_limit: Annotated[float, Field(ge=0)] = 0.0
-    #: no analogue from a subject that shares what is unusual; a score costs O(n^2) with it
-    guard_shared: bool = False
-    #: fine tokens are compared within so many of the most alike coarse cells (0: with all), and
-    #: within so many cells round their own place (-1: none); by default as `calibration` allows
-    coarse_cells: Annotated[int, Field(ge=0)] | None = None
-    window_cells: Annotated[int, Field(ge=-1, le=10)] | None = None
-    #: calibrated units, or those of the raw distance where calibration is "none"
-    finding_threshold: float = 3.0
-    finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
-    max_findings: Annotated[int, Field(ge=1, le=50)] = 10
-
-    @model_validator(mode="after")
-    def _bounds_agree(self) -> Protocol:
-        if self.max_reference < self.min_reference:
-            raise ValueError("max_reference must not be below min_reference")
-        if self.window_hu[1] <= 0:
-            raise ValueError("window_hu is [centre, width], and the width is above 0")
-        if (self.alignment == "none") != (self.template is None):
-            raise ValueError("alignment and template go together: a NIfTI file to be aligned with")
-        if self.foreground == "template" and self.template is None:
-            raise ValueError('foreground = "template" needs alignment and a template')
-        if (self.foreground == "lung") > (self.intensity == "hounsfield"):
-            raise ValueError('foreground = "lung" is of CT: intensity = "hounsfield"')
-        if (self.foreground == "brain") > (self.intensity == "percentiles"):
-            raise ValueError('foreground = "brain" is of MR: intensity = "percentiles"')
-        if self.calibration == "none" and self.window_cells not in {None, -1}:
-            raise ValueError('window_cells needs subjects in one space: calibration = "position"')
         return self
 
 
@@ -274,6 +147,25 @@ class Destination(Section):
     give_up: Seconds = 3 * 86400.0
 
 
+class Watch(Section):
+    """``[watch]``: when the recent studies of a scanner are said to differ from before."""
+
+    #: studies that count as recent: the newest of one scanner and software version
+    recent: Annotated[int, Field(ge=5, le=200)] = 20
+    #: nothing is said of fewer
+    least: Annotated[int, Field(ge=5)] = 8
+    #: chance of a false warning at one look, over all its comparisons
+    alpha: Annotated[float, Field(gt=0, le=0.1)] = 0.01
+    #: greatest share of recent studies above the protocol's admission_percentile
+    abnormal_share: Share = 0.3
+
+    @model_validator(mode="after")
+    def _recent_holds_least(self) -> Watch:
+        if self.recent < self.least:
+            raise ValueError("watch.recent must not be below watch.least")
+        return self
+
+
 class Web(Section):
     """``[web]``: the node's page."""
 
@@ -298,6 +190,7 @@ class NodeConfig(Section):
     encoder: Encoder = Encoder()
     scoring: Scoring = Scoring()
     results: Results = Results()
+    watch: Watch = Watch()
     web: Web = Web()
     log: Log = Log()
     protocol: tuple[Protocol, ...] = ()

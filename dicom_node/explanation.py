@@ -17,7 +17,6 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicom_node import proposal, protocol, volume
-from dicom_node.config import Protocol
 from dicom_node.errors import (
     InconsistentSeries,
     IrregularGeometry,
@@ -27,6 +26,7 @@ from dicom_node.errors import (
     UnsupportedPixels,
 )
 from dicom_node.header import DAMAGED, codes, number, value
+from dicom_node.protocol_config import Protocol
 from dicom_node.signature import Signature, group, signature
 
 #: what pydicom raises on what is no DICOM file, or a damaged one: nobody has checked these

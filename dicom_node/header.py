@@ -19,6 +19,9 @@ from pydicom.multival import MultiValue
 
 #: what pydicom raises when a value is asked for that its representation forbids
 DAMAGED = (ValueError, TypeError, LookupError, NotImplementedError, OverflowError)
+#: above it a field strength is no tesla: old headers are in gauss
+_MOST_TESLA = 30.0
+_GAUSS_PER_TESLA = 10_000.0
 
 
 def levels(header: Dataset) -> Iterator[Dataset]:
@@ -75,6 +78,14 @@ def number(header: Dataset, *keywords: str) -> float | None:
             return None
         return rounded(found) if math.isfinite(found) and found > 0 else None
     return None
+
+
+def tesla(header: Dataset) -> float | None:
+    """Return Magnetic Field Strength in T to two digits: 1.494, 1.5 and 15000 (gauss) are one."""
+    found = number(header, "MagneticFieldStrength")
+    if found is None:
+        return None
+    return float(f"{found if found < _MOST_TESLA else found / _GAUSS_PER_TESLA:.2g}")
 
 
 def rounded(found: float) -> float:

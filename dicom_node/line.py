@@ -31,10 +31,11 @@ from dicom_node.anomaly.spec import (
     TokenSpec,
 )
 from dicom_node.anomaly.tokens import check_grid, default_scales
-from dicom_node.config import NodeConfig, Protocol, digest
+from dicom_node.config import NodeConfig, digest
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.folders import Folders
 from dicom_node.placement import Placing
+from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
 from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dicom_node import clock, durable, findings, protocol, volume
 from dicom_node.batch_mode import score_batch as score_batch
-from dicom_node.config import Protocol, digest
+from dicom_node.config import digest
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.objects.drawing import Picture
@@ -33,6 +33,7 @@ from dicom_node.objects.overlay import render_summary
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.protocol import patient_key
+from dicom_node.protocol_config import Protocol
 from dicom_node.scoring import score_against, subject_scores
 from dicom_node.store import job_table, reference_table, result_table, series_table
 from dicom_node.store.result_table import ResultObject, Score

@@ -13,7 +13,7 @@ from collections.abc import Container
 
 from dicom_node.signature import DEFAULT_TOLERANCES, Signature, Tolerances
 
-#: names of protocols are no longer (`config.Protocol`)
+#: names of protocols are no longer (`protocol_config.Protocol`)
 _LONGEST_NAME = 40
 #: regions in which subjects can be laid over one another, so that a place means something
 _ALIGNED = {"HEAD"}
@@ -53,9 +53,9 @@ _FLAVOURS = {
 def proposed_name(signature: Signature) -> str:
     """Return a name for a protocol, like ``mr-head-t1-axial-1mm`` or ``ct-chest-lung-1_5mm``.
 
-    It has the form that `config.Protocol` wants: lower case, at most 40 characters, and ``_`` for a
-    decimal point. The plane of a CT is named where it is not axial. Two groups may get one name:
-    see `unused_name`.
+    It has the form that `protocol_config.Protocol` wants: lower case, at most 40 characters, and
+    ``_`` for a decimal point. The plane of a CT is named where it is not axial. Two groups may get
+    one name: see `unused_name`.
     """
     is_ct = signature.modality == "CT"
     look = kernel_kind(signature.kernel) if is_ct else weighting(signature)
@@ -156,15 +156,14 @@ def _of_gradient_echo(echo_ms: float, repetition_ms: float) -> str:
 def toml(signature: Signature, name: str, tolerances: Tolerances = DEFAULT_TOLERANCES) -> str:
     """Return a ``[[protocol]]`` that claims the series of `signature`, ready for ``config.toml``.
 
-    It asks for what a rule can ask for (`config.Match`) and the header says in the attribute that
-    rules look at: what was inferred is left out, for no rule would find it. Times, kernel and field
-    strength are no part of a rule; a comment says so, with the word to look for in Series
-    Description.
+    It asks for what the header says in the attribute that rules look at (`protocol_config.Match`),
+    numbers within tolerance: what was inferred is left out, for no rule would find it. A comment
+    names the word that Series Description may hold, should other series fit too.
 
     Parameters
     ----------
     name
-        As `proposed_name` makes it; anything that `config.Protocol` takes.
+        As `proposed_name` makes it; anything that `protocol_config.Protocol` takes.
     """
     lines = ["[[protocol]]", f"name = {_quoted(name)}", 'mode = "shadow"', *_method(signature)]
     lines += ["", "[protocol.match]", f"modality = {_quoted(signature.modality)}"]
@@ -178,8 +177,28 @@ def toml(signature: Signature, name: str, tolerances: Tolerances = DEFAULT_TOLER
     # a rule names the nearest plane, of which an oblique stack is none
     if signature.orientation not in {None, "oblique"}:
         lines.append(f"orientation = {_quoted(str(signature.orientation))}")
-    lines.append(f"slice_spacing_mm = {_range(signature.slice_spacing_mm, tolerances)}")
-    return "\n".join([*lines, *_hints(signature)]) + "\n"
+    lines.append(
+        f"slice_spacing_mm = {_range(signature.slice_spacing_mm, tolerances.slice_spacing)}"
+    )
+    return "\n".join([*lines, *_contrast(signature, tolerances), *_hints(signature)]) + "\n"
+
+
+def _contrast(signature: Signature, tolerances: Tolerances) -> list[str]:
+    """Return the keys that ask for what shapes the contrast, as far as the header says it."""
+    echo = signature.echo_time_ms or 0.0
+    # the floor as a share, so that all numbers have one rule
+    echo_share = max(tolerances.echo_time, tolerances.echo_time_floor_ms / (echo + 1e-6))
+    numbers = (
+        ("echo_time_ms", signature.echo_time_ms, min(echo_share, 0.5)),
+        ("repetition_time_ms", signature.repetition_time_ms, tolerances.repetition_time),
+        ("inversion_time_ms", signature.inversion_time_ms, tolerances.inversion_time),
+        ("field_strength_t", signature.field_strength_t, tolerances.field_strength),
+        ("kvp", signature.kvp, tolerances.kvp),
+    )
+    lines = [f"{name} = {_range(found, share)}" for name, found, share in numbers if found]
+    if signature.kernel:
+        lines.append(f"kernel = {_quoted(f'^{re.escape(signature.kernel)}$')}")
+    return lines
 
 
 def _quoted(text: str) -> str:
@@ -187,10 +206,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
-def _range(spacing_mm: float, tolerances: Tolerances) -> str:
-    """Return [smallest, largest] slice spacing within tolerance, rounded outwards."""
-    low = math.floor(spacing_mm * (1 - tolerances.slice_spacing) * 100) / 100
-    high = math.ceil(spacing_mm / (1 - tolerances.slice_spacing) * 100) / 100
+def _range(found: float, share: float) -> str:
+    """Return [smallest, largest] within a share of the larger value, rounded outwards."""
+    low = math.floor(found * (1 - share) * 100) / 100
+    high = math.ceil(found / (1 - share) * 100) / 100
     return f"[{low}, {high}]"
 
 
@@ -217,26 +236,11 @@ def _method(signature: Signature) -> list[str]:
 
 
 def _hints(signature: Signature) -> list[str]:
-    """Return comments that say what the rule cannot ask for."""
+    """Return comments that help a person to narrow the rule."""
+    lines = []
     if not signature.body_part_as_sent:
-        region = "# the rule does not ask for Body Part Examined: it claims every region"
-        return [region, *_looks(signature)]
-    return _looks(signature)
-
-
-def _looks(signature: Signature) -> list[str]:
-    """Return comments on what shapes the contrast and no rule can ask for."""
-    if signature.modality == "CT":
-        kernel = _quoted(signature.kernel) if signature.kernel else "missing"
-        voltage = f"{signature.kvp:g} kVp" if signature.kvp else "kVp missing"
-        return [f"# a rule knows no kernel and no kVp; these are {kernel}, {voltage}"]
-    times = {
-        "TE": signature.echo_time_ms,
-        "TR": signature.repetition_time_ms,
-        "TI": signature.inversion_time_ms,
-    }
-    said = ", ".join(f"{name} {time:g} ms" for name, time in times.items() if time)
-    return [
-        f"# a rule knows no times ({said or 'the header neither'}); if other series fit too, add",
-        f'# series_description = "{weighting(signature) or "..."}"',
-    ]
+        lines.append("# the rule does not ask for Body Part Examined: it claims every region")
+    if signature.modality == "MR":
+        word = weighting(signature) or "..."
+        lines += ["# if other series fit too, add", f'# series_description = "{word}"']
+    return lines

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 
-from dicom_node.config import Match, Protocol, digest
+from dicom_node.body_parts import normalised
+from dicom_node.config import digest
 from dicom_node.errors import NoMatchingProtocol
+from dicom_node.header import codes, number, tesla, value
+from dicom_node.protocol_config import Match, Protocol
 
 #: what stands in Contrast/Bolus Agent when none was given
 _NO_AGENT = {"", "NO", "NONE", "N", "NATIVE", "WITHOUT"}
@@ -71,7 +73,7 @@ def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
     """
     checks = (
         ("modality", match.modality, ds.get("Modality")),
-        ("body_part", _upper(match.body_part), _upper(ds.get("BodyPartExamined"))),
+        ("body_part", _region(match.body_part), _region(value(ds, "BodyPartExamined"))),
         ("orientation", match.orientation, orientation(ds)),
         ("contrast_agent", match.contrast_agent, has_contrast(ds)),
     )
@@ -86,25 +88,45 @@ def mismatches(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
     if pattern is not None and not re.search(pattern, description, re.IGNORECASE):
         faults.append(f"series_description has no {pattern!r}")
     faults += _sequence_faults(match, ds)
-    if match.slice_spacing_mm is not None:
-        low, high = match.slice_spacing_mm
-        if not low <= slice_spacing_mm <= high:
-            faults.append(f"slice spacing is {slice_spacing_mm:.2f} mm, not {low} to {high}")
+    if match.kernel is not None:
+        kernel = "-".join(codes(ds, "ConvolutionKernel"))
+        if not re.search(match.kernel, kernel, re.IGNORECASE):
+            faults.append(f"kernel is {kernel or 'missing'}, not like {match.kernel!r}")
+    return faults + _range_faults(match, ds, slice_spacing_mm)
+
+
+def _range_faults(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[str]:
+    """Compare what a rule gives a range for, at any level of the header."""
+    numbers = (
+        ("slice spacing", " mm", match.slice_spacing_mm, slice_spacing_mm),
+        ("echo_time_ms", "", match.echo_time_ms, number(ds, "EchoTime", "EffectiveEchoTime")),
+        ("repetition_time_ms", "", match.repetition_time_ms, number(ds, "RepetitionTime")),
+        (
+            "inversion_time_ms",
+            "",
+            match.inversion_time_ms,
+            number(ds, "InversionTime", "InversionTimes"),
+        ),
+        ("field_strength_t", "", match.field_strength_t, tesla(ds)),
+        ("kvp", "", match.kvp, number(ds, "KVP")),
+    )
+    faults = []
+    for name, unit, wanted, found in numbers:
+        if wanted is not None and (found is None or not wanted[0] <= found <= wanted[1]):
+            what = "missing" if found is None else f"{found:.5g}{unit}"
+            faults.append(f"{name} is {what}, not {wanted[0]:g} to {wanted[1]:g}")
     return faults
 
 
 def _sequence_faults(match: Match, ds: Dataset) -> list[str]:
     """Compare Scanning Sequence (PS3.3 C.8.3.1, one or more values of SE, IR, GR, EP, RM)."""
-    # the library hands out one value as a string, several as a list, none as None
-    value = ds.get("ScanningSequence") or ()
-    found = set(value) if isinstance(value, MultiValue) else {str(value)} if value else set()
-    missing = set(match.scanning_sequence) - found
+    missing = set(match.scanning_sequence) - set(codes(ds, "ScanningSequence"))
     return [f"scanning_sequence has no {', '.join(sorted(missing))}"] if missing else []
 
 
-def _upper(value: object) -> str | None:
-    """Return a code string as it compares: senders pad it and vary its case."""
-    return str(value).strip().upper() if value else None
+def _region(found: object) -> str | None:
+    """Return one word for a body part: senders pad it, vary its case, and call a head a brain."""
+    return normalised(str(found)) if found else None
 
 
 def match(protocols: Sequence[Protocol], ds: Dataset, slice_spacing_mm: float) -> Protocol:

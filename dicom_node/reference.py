@@ -17,8 +17,9 @@ from itertools import groupby
 
 from dicom_node import admission, clock
 from dicom_node.admission import Freezes, Redundancy
-from dicom_node.config import Protocol, digest
+from dicom_node.config import digest
 from dicom_node.errors import InsufficientReference
+from dicom_node.protocol_config import Protocol
 from dicom_node.store import admission_table, reference_table
 from dicom_node.store.admission_table import Change, Decision
 from dicom_node.store.database import Database

@@ -21,8 +21,9 @@ from itertools import permutations
 from pathlib import Path
 
 from dicom_node import __version__, admission, clock, durable, reference_archive
-from dicom_node.config import Protocol, digest
+from dicom_node.config import digest
 from dicom_node.errors import DecisionRefused, TokenSpaceMismatch
+from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
 from dicom_node.reference_archive import Archive, ExportedSubject, Manifest, pair_path, token_path
 from dicom_node.reference_files import ReferenceFiles

@@ -21,14 +21,11 @@ from pydicom.dataset import Dataset
 
 from dicom_node import body_parts, protocol
 from dicom_node.errors import NotScorable
-from dicom_node.header import DAMAGED, codes, number, rounded, text, value
+from dicom_node.header import DAMAGED, codes, number, rounded, tesla, text, value
 
 #: a stack that is tilted further from every plane of the body belongs to none; heads are tilted by
 #: up to 25 degrees, to the line of the skull base or of the commissures
 _OBLIQUE_DEGREES = 30.0
-#: above it a field strength is no tesla: old headers are in gauss
-_MOST_TESLA = 30.0
-_GAUSS_PER_TESLA = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +156,10 @@ def signature(header: Dataset, spacing_mm: tuple[float, float, float]) -> Signat
         orientation=_orientation(header),
         spacing_mm=(rows, columns),
         slice_spacing_mm=slices,
-        field_strength_t=_tesla(number(header, "MagneticFieldStrength")),
+        field_strength_t=tesla(header),
         body_part_as_sent=text(value(header, "BodyPartExamined")) or None,
         inferred=tuple(sorted(inferred)),
     )
-
-
-def _tesla(found: float | None) -> float | None:
-    """Return a field strength in T to two digits: 1.494, 1.5 and 15000 (gauss) are one."""
-    if found is None:
-        return None
-    return float(f"{found if found < _MOST_TESLA else found / _GAUSS_PER_TESLA:.2g}")
 
 
 def _image_type(header: Dataset) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from dicom_node.anomaly.encoder import Encoder
 from dicom_node.anomaly.presets import preset
 from dicom_node.anomaly.spec import MethodSpec
 from dicom_node.anomaly.tokens import check_grid
-from dicom_node.config import Match, NodeConfig, Protocol, digest
+from dicom_node.config import NodeConfig, digest
 from dicom_node.errors import ConfigError
 from dicom_node.line import Methods
 from dicom_node.placement import Placing
+from dicom_node.protocol_config import Match, Protocol
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import update
 
-from dicom_node.config import Match, Protocol
+from dicom_node.protocol_config import Match, Protocol
 from dicom_node.series import FiledInstance
 from dicom_node.store import job_table, reference_table, result_table, series_table
 from dicom_node.store.database import Database, migrate

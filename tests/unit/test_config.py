@@ -254,13 +254,13 @@ REFUSED = [
     (PROTOCOL.format("max_findings = 51"), "protocol.0.max_findings", "equal to 50"),
     (
         PROTOCOL.format("") + 'series_description = "t1("',
-        "protocol.0.match",
-        r"series_description 't1\(' is no pattern: missing \)",
+        "protocol.0.match.series_description",
+        r"'t1\(' is no pattern: missing \)",
     ),
     (
         PROTOCOL.format("") + "slice_spacing_mm = [3, 1]",
-        "protocol.0.match",
-        r"slice_spacing_mm is \[smallest, largest\]",
+        "protocol.0.match.slice_spacing_mm",
+        r"a range is \[smallest, largest\]",
     ),
     (
         PROTOCOL.format("") + 'orientation = "oblique"',

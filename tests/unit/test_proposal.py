@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dicom_node import config
-from dicom_node.config import NodeConfig, Protocol
+from dicom_node.config import NodeConfig
 from dicom_node.proposal import kernel_kind, proposed_name, toml, unused_name, weighting
 from dicom_node.protocol import match, mismatches
+from dicom_node.protocol_config import Protocol
 from dicom_node.signature import signature
 from tests.make.instances import make_enhanced, make_instance
 from tests.make.signatures import chest_ct, head_t1, spin_echo
@@ -163,7 +164,7 @@ def test_the_rule_turns_away_another_contrast_agent_plane_sequence_and_spacing()
         ContrastBolusAgent="Gadovist",
         ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
     )
-    assert len(mismatches(rule, other, 1.2)) == 5
+    assert len(mismatches(rule, other, 1.2)) == 5, mismatches(rule, other, 1.2)
     assert mismatches(rule, ds, 1.1) == []
 
 
@@ -191,10 +192,28 @@ def test_the_method_fits_the_region(made, expected):
     assert {name: found[name] for name in expected} == expected
 
 
-def test_what_a_rule_cannot_ask_for_is_said():
-    assert '"LUNG", 120 kVp' in toml(chest_ct(), "chest")
+def test_the_rule_asks_for_times_field_strength_voltage_and_kernel():
+    rule = parsed(toml(spin_echo(90.0, 4000.0), "head")).match
+    assert rule.echo_time_ms == (76.5, 105.89)
+    assert rule.repetition_time_ms == (3200.0, 5000.0)
+    assert rule.inversion_time_ms is None
+    assert rule.field_strength_t == (2.7, 3.34)
+    rule = parsed(toml(chest_ct(), "chest")).match
+    assert rule.kvp == (114.0, 126.32)
+    assert rule.kernel == "^LUNG$"
+
+
+def test_the_rule_claims_what_it_was_made_from_and_not_another_contrast():
+    times = {"EchoTime": 90, "RepetitionTime": 4000, "MagneticFieldStrength": 3}
+    ds = make_instance("MR", ScanningSequence="SE", **times)
+    rule = parsed(toml(signature(ds, (2.0, 1.0, 1.0)), "t2")).match
+    assert mismatches(rule, ds, 2.0) == []
+    other = make_instance("MR", ScanningSequence="SE", **(times | {"EchoTime": 12}))
+    assert mismatches(rule, other, 2.0) == ["echo_time_ms is 12, not 76.5 to 105.89"]
+
+
+def test_what_would_narrow_the_rule_is_said():
     text = toml(spin_echo(90.0, 4000.0), "head")
-    assert "TE 90 ms, TR 4000 ms" in text
     assert '# series_description = "t2"' in text
     assert "claims every region" in text
     assert "claims every region" not in toml(head_t1(body_part_as_sent="HEAD"), "head")

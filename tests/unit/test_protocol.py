@@ -8,9 +8,9 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from dicom_node.config import Match, Protocol
 from dicom_node.errors import NoMatchingProtocol
 from dicom_node.protocol import has_contrast, match, mismatches, orientation
+from dicom_node.protocol_config import Match, Protocol
 from tests.make.instances import Geometry, make_enhanced, make_instance
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -41,7 +41,25 @@ UNLIKE = {
         {"ImageOrientationPatient": list(SAGITTAL)},
         "orientation is sagittal, not axial",
     ),
-    "slice_spacing_mm": ((0.5, 3.0), {}, "slice spacing is 5.00 mm, not 0.5 to 3.0"),
+    "slice_spacing_mm": ((0.5, 3.0), {}, "slice spacing is 5 mm, not 0.5 to 3"),
+    "echo_time_ms": ((2.0, 3.0), {"EchoTime": 90}, "echo_time_ms is 90, not 2 to 3"),
+    "repetition_time_ms": (
+        (1500, 2500),
+        {"RepetitionTime": 400},
+        "repetition_time_ms is 400, not 1500 to 2500",
+    ),
+    "inversion_time_ms": (
+        (800, 1000),
+        {"InversionTime": 0},
+        "inversion_time_ms is missing, not 800 to 1000",
+    ),
+    "field_strength_t": (
+        (2.8, 3.2),
+        {"MagneticFieldStrength": 15000},
+        "field_strength_t is 1.5, not 2.8 to 3.2",
+    ),
+    "kvp": ((110, 130), {"KVP": 80}, "kvp is 80, not 110 to 130"),
+    "kernel": ("^B7", {"ConvolutionKernel": ["Br40d", "3"]}, "kernel is BR40D-3, not like '^B7'"),
 }
 RULE = Match(**{field: value for field, (value, _, _) in UNLIKE.items()})
 
@@ -52,6 +70,12 @@ def series(**attributes):
         "SeriesDescription": "Ax T1 MPRAGE",
         "ScanningSequence": ["GR", "IR"],
         "BodyPartExamined": "HEAD",
+        "EchoTime": 2.4,
+        "RepetitionTime": 1900,
+        "InversionTime": 900,
+        "MagneticFieldStrength": 3,
+        "KVP": 120,
+        "ConvolutionKernel": "b70f",
     }
     return make_instance("MR", **(wanted | attributes))
 
