@@ -16,14 +16,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dicom_node import config
+from dicom_node import config, member_command
 
 if TYPE_CHECKING:
     from dicom_node.explanation import Explained
 
 app = typer.Typer(
-    no_args_is_help=True, help="Shows which series are compared with one another, and why."
+    no_args_is_help=True, help="Shows which series are compared with one another, and decides it."
 )
+# who is in the batches, beside what belongs together
+member_command.mount(app)
 _out = Console()
 _err = Console(stderr=True)
 

@@ -17,11 +17,12 @@ from datetime import datetime
 
 from dicom_node import admission, clock
 from dicom_node.admission import Freezes
-from dicom_node.config import Protocol
 from dicom_node.errors import DecisionRefused
+from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
 from dicom_node.store import admission_table, job_table, reference_table
 from dicom_node.store.admission_table import FREEZE, UNFREEZE, Change, Decision, Event
+from dicom_node.store.database import Database
 from dicom_node.store.reference_table import ADMITTED, EVICTED, EXCLUDED, RULE, STATES, Member
 
 _LONGEST_NAME = 64
@@ -39,6 +40,19 @@ class Shown:
 
 
 # --- to look at ---------------------------------------------------------------------------------
+
+
+def current_batch(database: Database, protocol: Protocol) -> ReferenceBatch:
+    """Return the batch that the newest study of a protocol came into, without loading an encoder.
+
+    After a change of the encoder that is the old one until a study came. The oldest leaves it where
+    a person lets somebody in, whatever the protocol says: redundancy is known to the worker alone.
+    Raises DecisionRefused where no study has come yet.
+    """
+    with database.read() as db:
+        found = reference_table.fingerprints(db, protocol.name)
+    _refuse(not found, f"no study of protocol {protocol.name!r} has come yet")
+    return ReferenceBatch(database, protocol, found[0])
 
 
 def list_members(batch: ReferenceBatch, states: Sequence[str] = STATES) -> list[Member]:

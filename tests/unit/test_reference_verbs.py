@@ -6,12 +6,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from dicom_node import clock
 from dicom_node import reference_verbs as verbs
 from dicom_node.errors import DecisionRefused, InsufficientReference
 from dicom_node.jobs import Stage
 from dicom_node.reference import ReferenceBatch
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EVICTED, EXCLUDED
-from dicom_node.store.tables import job
+from dicom_node.store.tables import job, member
 from tests.make import ledgers
 from tests.make.ledgers import after
 
@@ -72,6 +73,21 @@ def test_members_are_listed_by_state_oldest_first(batch):
     studies(batch, "bacdef")
     assert [m.subject for m in verbs.list_members(batch)] == list("bacdef")
     assert [m.subject for m in verbs.list_members(batch, (EVICTED,))] == ["b"]
+
+
+def test_the_current_batch_is_the_one_that_the_newest_study_came_into(database):
+    protocol = ledgers.protocol()
+    with pytest.raises(DecisionRefused, match="no study of protocol 't1' has come yet"):
+        verbs.current_batch(database, protocol)
+    for n, fingerprint in enumerate(["old", "new", "newest"]):
+        study(ReferenceBatch(database, protocol, fingerprint), "abc"[n])
+        with database.begin() as db:
+            moment = clock.stamp(after(n))
+            where = member.c.fingerprint == fingerprint
+            db.execute(member.update().where(where).values(added=moment))
+        assert verbs.current_batch(database, protocol).fingerprint == fingerprint
+    study(ReferenceBatch(database, ledgers.protocol("ct"), "of ct"), "d")
+    assert verbs.current_batch(database, protocol).fingerprint == "newest"
 
 
 @pytest.mark.parametrize("verb", ["include", "exclude", "pin", "unpin"])

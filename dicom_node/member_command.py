@@ -1,0 +1,367 @@
+"""The verbs ``dicom-node reference ...`` by which people steer a batch: a table, or one line each.
+
+What they decide is in :mod:`dicom_node.reference_verbs`; this module asks and answers. Only
+`export` and `import` need the encoder's weights, for the fingerprint, and the time to load torch.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dicom_node import clock, config, reference_verbs
+from dicom_node.errors import ConfigError
+from dicom_node.folders import Folders, cache_folder
+from dicom_node.protocol_config import Protocol
+from dicom_node.reference import ReferenceBatch
+from dicom_node.store.admission_table import Event
+from dicom_node.store.database import Database, migrate
+from dicom_node.store.reference_table import Member
+
+if TYPE_CHECKING:
+    from dicom_node.line import Line
+
+_out = Console()
+
+ConfigPath = Annotated[
+    Path,
+    typer.Option(
+        "--config", "-c", help="The node's configuration file.", envvar="DICOM_NODE_CONFIG"
+    ),
+]
+_USUAL = Path("config.toml")
+ProtocolName = Annotated[
+    str | None,
+    typer.Option("--protocol", "-p", help="Whose batch; needed where there are several."),
+]
+Subject = Annotated[str, typer.Argument(help="A subject, as `reference list` names it.")]
+Reason = Annotated[
+    str, typer.Option("--reason", "-r", help="Why; it is kept and shown: name no patient.")
+]
+Person = Annotated[
+    str | None, typer.Option("--by", help="Who decides; by default the user of this machine.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the verbs to the command line's ``reference``."""
+    verbs = (show, history, include, exclude, pin, unpin, freeze, unfreeze, undo)
+    app.command("list")(list_)
+    for verb in verbs:
+        app.command()(verb)
+    app.command("export")(export)
+    app.command("import")(import_)
+
+
+# --- to look at ---------------------------------------------------------------------------------
+
+
+def list_(
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag
+) -> None:
+    """List who is known to a protocol's reference batch, oldest first.
+
+    Example: dicom-node reference list --protocol head-t1
+    """
+    batch = _batch(config_path, protocol)
+    found = reference_verbs.list_members(batch)
+    if as_json:
+        _out.print_json(json.dumps([_described(entry) for entry in found]))
+        return
+    rows = ((m.subject, _state(m), _percent(m), m.scanner, m.decided_by, m.reason) for m in found)
+    _print_table(("subject", "state", "percentile", "scanner", "decided by", "reason"), rows)
+    if batch.frozen():
+        _say("The batch is frozen: nobody comes or leaves by rule.")
+
+
+def show(
+    subject: Subject,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Show a subject and all that was decided of it.
+
+    Example: dicom-node reference show 5f3a0c1b9d2e
+    """
+    found = reference_verbs.show(_batch(config_path, protocol), subject)
+    if as_json:
+        events = [_summary(event) for event in found.events]
+        _out.print_json(json.dumps(_described(found.member) | {"decisions": events}))
+        return
+    for name, value in _described(found.member).items():
+        _say(f"{name}: {value}")
+    _print_events(found.events)
+
+
+def history(
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 30,
+) -> None:
+    """List the decisions about a batch, newest first, with the numbers that `undo` takes.
+
+    Example: dicom-node reference history --protocol head-t1
+    """
+    _print_events(reference_verbs.history(_batch(config_path, protocol), limit))
+
+
+# --- to decide ----------------------------------------------------------------------------------
+
+
+def include(
+    subject: Subject,
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Admit a subject whatever its score; the oldest leaves a full batch for it.
+
+    Example: dicom-node reference include 5f3a0c1b9d2e --reason "rare, but normal"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.include(batch, subject, _person(by), reason))
+
+
+def exclude(
+    subject: Subject,
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Keep a subject out of the batch, whatever its score.
+
+    Example: dicom-node reference exclude 5f3a0c1b9d2e --reason "resection cavity"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.exclude(batch, subject, _person(by), reason))
+
+
+def pin(
+    subject: Subject,
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Let an admitted subject never leave by rule.
+
+    Example: dicom-node reference pin 5f3a0c1b9d2e --reason "a good example"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.pin(batch, subject, _person(by), reason))
+
+
+def unpin(
+    subject: Subject,
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Let a pinned subject leave by rule again.
+
+    Example: dicom-node reference unpin 5f3a0c1b9d2e --reason "others are as good"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.unpin(batch, subject, _person(by), reason))
+
+
+def freeze(
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Stop the automatic changes of a batch: nobody comes or leaves but by a person.
+
+    Example: dicom-node reference freeze --protocol head-t1 --reason "reader study"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.freeze(batch, _person(by), reason))
+
+
+def unfreeze(
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Let a frozen batch roll again.
+
+    Example: dicom-node reference unfreeze --protocol head-t1 --reason "study is over"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.unfreeze(batch, _person(by), reason))
+
+
+def undo(
+    number: Annotated[
+        int, typer.Argument(help="Of the decision, as `reference history` lists it.")
+    ],
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Put everything back as it was before a decision, of a person or of the rule.
+
+    Example: dicom-node reference undo 17 --reason "wrong subject"
+    """
+    batch = _batch(config_path, protocol)
+    _say_event(reference_verbs.undo(batch, number, _person(by), reason))
+
+
+# --- to other nodes -----------------------------------------------------------------------------
+
+
+def export(
+    path: Annotated[Path, typer.Argument(help="The zip file to write.")],
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+    version: Annotated[
+        str | None, typer.Option("--batch", help="A batch of a score; by default as it is now.")
+    ] = None,
+) -> None:
+    """Write a batch to a file for another node, without patient data.
+
+    Example: dicom-node reference export head-t1.zip --protocol head-t1
+    """
+    from dicom_node.reference_exchange import export_batch
+
+    line, chosen = _line(config_path, protocol)
+    version = version or line.batch(chosen).snapshot("", "", clock.now()).version
+    made = export_batch(line.files(chosen), line.database, version, path)
+    _say(f"{path}: batch {version}, {len(made.subjects)} subjects, fingerprint {made.fingerprint}")
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(help="A file that `reference export` wrote.")],
+    by: Person = None,
+    config_path: ConfigPath = _USUAL,
+    protocol: ProtocolName = None,
+) -> None:
+    """Admit the subjects of a batch that another node exported; once is enough.
+
+    Example: dicom-node reference import head-t1.zip --protocol head-t1
+    """
+    from dicom_node.reference_exchange import import_batch
+
+    line, chosen = _line(config_path, protocol)
+    done = import_batch(line.files(chosen), line.batch(chosen), path, _person(by))
+    if done.event is None:
+        _say(f"All {len(done.subjects)} subjects of {path} are known here: nothing changed.")
+    else:
+        _say_event(done.event)
+
+
+def _line(config_path: Path, protocol: str | None) -> tuple[Line, Protocol]:
+    """Return what the stages of a worker share, and the protocol."""
+    from dicom_node.line import Line
+
+    settings = config.load(config_path)
+    return Line(settings, _database(settings), cache_folder()), _chosen(settings, protocol)
+
+
+# --- what all share -----------------------------------------------------------------------------
+
+
+def _batch(config_path: Path, protocol: str | None) -> ReferenceBatch:
+    settings = config.load(config_path)
+    chosen = _chosen(settings, protocol)
+    return reference_verbs.current_batch(_database(settings), chosen)
+
+
+def _chosen(settings: config.NodeConfig, name: str | None) -> Protocol:
+    """Return the named protocol, or the only one; raises ConfigError."""
+    if name is None and len(settings.protocol) != 1:
+        known = ", ".join(protocol.name for protocol in settings.protocol)
+        raise ConfigError(f"--protocol names one of: {known or '(the configuration has none)'}")
+    return settings.protocol_named(name) if name else settings.protocol[0]
+
+
+def _database(settings: config.NodeConfig) -> Database:
+    """Open the ledger, brought up to date; raises ConfigError where there is none."""
+    path = Folders(settings.node.data_dir).database
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: this node has never been started")
+    migrate(path)
+    return Database(path)
+
+
+def _person(by: str | None) -> str:
+    return getpass.getuser() if by is None else by
+
+
+def _described(entry: Member) -> dict[str, object]:
+    """Return a member as it is shown, without the key of its patient."""
+    return {name: value for name, value in asdict(entry).items() if name != "patient_key"}
+
+
+def _summary(event: Event) -> dict[str, object]:
+    decision = event.decision
+    return {
+        "number": event.id,
+        "at": clock.stamp(event.at),
+        "by": decision.actor,
+        "verb": decision.verb,
+        "undoes": decision.undoes,
+        "reason": decision.reason,
+        "subjects": [change.subject for change in event.changes],
+    }
+
+
+def _state(entry: Member) -> str:
+    return f"{entry.state}, pinned" if entry.pinned else entry.state
+
+
+def _percent(entry: Member) -> str:
+    return "" if entry.percentile is None else f"{entry.percentile:.0f}"
+
+
+def _print_events(events: Iterable[Event]) -> None:
+    names = ("number", "at", "by", "verb", "reason", "subjects")
+    rows = [_summary(event) for event in events]
+    _print_table(names, ((_cell(row[name]) for name in names) for row in rows))
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _print_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print cells as they are: a table takes plain strings for markup."""
+    table = Table(*head, box=None)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _out.print(table)
+
+
+def _say_event(event: Event) -> None:
+    """Say what was decided, of whom, and how to take it back."""
+    changed = ", ".join(
+        f"{change.subject} {change.old.state if change.old else 'new'} -> "
+        f"{_state(change.new) if change.new else 'gone'}"
+        for change in event.changes
+    )
+    what = event.decision.verb + (f": {changed}" if changed else "")
+    _say(f"Decision {event.id}, {what} (dicom-node reference undo {event.id} takes it back)")
+
+
+def _say(text: str) -> None:
+    """Print one line as it is, not wrapped: a script finds it whole."""
+    _out.print(Text(text), soft_wrap=True)
