@@ -8,7 +8,7 @@ models become the frozen specs of :mod:`dicom_node.anomaly` here and nowhere els
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from dicom_node.errors import ConfigError, NodeError
 from dicom_node.folders import Folders
 from dicom_node.placement import Placing
 from dicom_node.protocol_config import Protocol
+from dicom_node.redundancy import nearest_distances
 from dicom_node.reference import ReferenceBatch
 from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series
@@ -220,7 +221,8 @@ class Line(Methods):
 
     def batch(self, of: Protocol) -> ReferenceBatch:
         """Return the batch of a protocol's token space: who is in it."""
-        return ReferenceBatch(self.database, of, self.token_fingerprint(of))
+        redundancy = partial(nearest_distances, self.files(of))
+        return ReferenceBatch(self.database, of, self.token_fingerprint(of), redundancy)
 
     def series(self, uid: str) -> tuple[Series, str]:
         """Return a series as it is now and the name of its content as a subject.
