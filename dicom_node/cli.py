@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import __version__, clock, config, logs, reference_command
+from dicom_node import __version__, clock, config, evaluate_command, logs, reference_command
 from dicom_node.association.requestor import Peer, echo
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
@@ -38,6 +38,7 @@ app = typer.Typer(
     help="Scores CT and MR series for anomalies beside a PACS. Research use only.",
 )
 app.add_typer(reference_command.app, name="reference")
+app.command("evaluate")(evaluate_command.evaluate)
 _out = Console()
 _err = Console(stderr=True)
 

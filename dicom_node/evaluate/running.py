@@ -1,0 +1,157 @@
+"""Settings -> runs -> outcomes, each run kept in a file of its own: that is how it resumes.
+
+A run is one way to score the test subjects of one fold against one batch. Its file is named by all
+that shapes its outcome, so that settings which ask for the same share it, and a run whose method,
+batch or mask has changed is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from dicom_node.anomaly.anomaly_map import subject_score
+from dicom_node.config import digest
+from dicom_node.errors import NonFiniteScores
+from dicom_node.evaluate import cohort as cohorts
+from dicom_node.evaluate import outcomes, peers, splits, views
+from dicom_node.evaluate.cohort import Cohort, Work
+from dicom_node.evaluate.outcomes import Judged, Outcome
+from dicom_node.evaluate.plan import Setting, Way
+from dicom_node.evaluate.splits import Folds, Member
+from dicom_node.reference_files import ReferenceFiles
+from dicom_node.scoring import BatchScores, score_against
+
+#: raise it with every change that changes an outcome
+_VERSION = 1
+#: of the batch's own token scores, where the method has no threshold: batch mode's rule
+_HIGH_SHARE = 0.995
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One fold of one draw of one setting, scored one way."""
+
+    setting: Setting
+    way: Way
+    draw: int
+    fold: int
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Makes the outcomes of runs, or reads them where they are kept."""
+
+    work: Work
+    cohort: Cohort
+    #: by site
+    folds: dict[int, Folds]
+    #: gets a file per run; exists
+    folder: Path
+    seed: int
+
+    def runs(self, settings: Sequence[Setting], n_draws: int) -> Iterator[Run]:
+        """Yield every run, setting by setting."""
+        for setting in settings:
+            for way in setting.ways:
+                for draw in range(n_draws):
+                    for fold in range(len(self.folds[setting.tested])):
+                        yield Run(setting, way, draw, fold)
+
+    def outcomes(self, run: Run) -> list[Outcome]:
+        """Return the outcomes of a run's test subjects, made unless they are kept.
+
+        Raises NodeError where a subject cannot be scored.
+        """
+        batch, tests = self.members(run)
+        path = self.folder / f"{self._name(run, batch, tests)}.npz"
+        if not path.exists():
+            outcomes.save(path, self._made(run, batch, tests))
+        return outcomes.load(path)
+
+    def members(self, run: Run) -> tuple[list[Member], list[Member]]:
+        """Return the batch of a run and its test subjects; encodes changed copies of them."""
+        setting = run.setting
+        tests = list(self.folds[setting.tested][run.fold])
+        batch = list(
+            splits.draw_batch(
+                self.cohort.members,
+                tests,
+                setting.size,
+                setting.n_lesioned,
+                [self.seed, run.draw, run.fold],
+                setting.n_second,
+            )
+        )
+        if setting.change is None:
+            return batch, tests
+        if setting.changed == "test":
+            return batch, cohorts.changed(self.work, tests, setting.change)
+        # every second one: the kinds lie one after the other, and each is halved
+        half = cohorts.changed(self.work, batch[::2], setting.change)
+        return [*half, *batch[1::2]], tests
+
+    def _name(self, run: Run, batch: Sequence[Member], tests: Sequence[Member]) -> str:
+        """Return the hash of all that shapes the outcomes."""
+        recipe = self.work.recipe
+        return digest(
+            _VERSION,
+            recipe.token_fingerprint,
+            [recipe.findings.threshold, recipe.findings.min_volume_ml],
+            asdict(recipe.method.scoring),
+            asdict(run.way),
+            sorted(member.key for member in batch),
+            [self.work.truth_name(member.key) for member in tests],
+        )
+
+    def _made(self, run: Run, batch: Sequence[Member], tests: Sequence[Member]) -> list[Outcome]:
+        """Score the test subjects one after the other."""
+        keys = sorted(member.key for member in batch)
+        judge = self._own_judge(run.way, keys)
+        if run.way.peer:
+            judge = peers.peer(run.way.peer, self.work, keys)
+        recipe = self.work.recipe
+        size = recipe.method.grid.spacing_mm, recipe.findings.min_volume_ml
+        made = []
+        for member, original in zip(tests, self.folds[run.setting.tested][run.fold], strict=True):
+            truth = self.work.truth(member.key)
+            found = outcomes.outcome_of(original.key, judge.judge(member.key), truth, *size)
+            made.append(found)
+        return made
+
+    def _own_judge(self, way: Way, batch: Sequence[str]) -> peers.Peer:
+        root, n_axes = self.work.folder / "views", len(self.work.recipe.method.tokens.axes)
+        files = views.open_view(self.work.files, root, way.view, way.search, n_axes)
+        return _Method(self.work, files, way, batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """The method itself, as a peer among the others."""
+
+    work: Work
+    files: ReferenceFiles
+    way: Way
+    batch: Sequence[str]
+
+    def judge(self, key: str) -> Judged:
+        """Return the calibrated map and the subject score of a kept subject."""
+        scoring = self.way.scoring
+        scores = score_against(self.files, key, self.batch, scoring)
+        try:
+            score = subject_score(scores.calibrated, scoring.subject_share)
+        except ValueError as error:
+            raise NonFiniteScores(f"the scores of {key} are not finite: {error}") from error
+        made = peers.map_of(self.work, scores.calibrated, key, scoring.smoothing_mm)
+        return Judged(made, score, self._threshold(scores))
+
+    def _threshold(self, scores: BatchScores) -> float:
+        """Return from where the method calls a region a finding, as batch mode has it."""
+        fixed = self.work.recipe.findings.threshold
+        if fixed is not None and self.way.scoring.calibration != "none":
+            return fixed
+        known = torch.cat([grid[grid.isfinite()] for grid in scores.reference]).sort().values
+        return float(known[round(_HIGH_SHARE * (known.numel() - 1))])

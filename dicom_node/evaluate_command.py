@@ -1,0 +1,68 @@
+"""The verb ``evaluate``: how the scores behave when the batch varies, on a folder with masks.
+
+What it takes from the command line; the work is imported when it is called, since it loads torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def evaluate(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders or files: DICOM series, NIfTI files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Where the tables go.")] = Path("evaluation"),
+    experiments: Annotated[
+        str,
+        typer.Option(
+            help="a: share of abnormal subjects, b: acquisition, c: batch size, d: parts of the "
+            "method, e: peers."
+        ),
+    ] = "abcde",
+    second_site: Annotated[
+        Path | None, typer.Option(help="Normal scans of another site, for b.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Draws of each batch: 3, or 1 when quick.")
+    ] = None,
+    size: Annotated[int, typer.Option("--batch-size", min=4, help="Where it does not vary.")] = 20,
+    quick: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--quick", help="Fewer settings, one draw.")
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="mr, ct or published; by default what the series are."),
+    ] = None,
+    config_path: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Take the encoder of this node configuration."),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="And the method of this protocol of it.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help='Only such files or Series Descriptions: "*_flair.nii.gz".'),
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option("--masks", help='The readers\' masks: "labels/*"; by default "*_label" etc.'),
+    ] = None,
+) -> None:
+    """Measure how the scores behave when the batch varies, on a folder with masks.
+
+    A scan with an empty mask is normal. What is done is kept: called again, it goes on.
+
+    Example: dicom-node evaluate scans --out evaluation --quick
+    """
+    from dicom_node.evaluate.experiment import Options
+    from dicom_node.evaluate.terminal import EvaluateArguments, run_evaluate
+
+    options = Options(experiments, draws, size, quick=quick)
+    where = (folders, out, second_site, preset, config_path, protocol, images, masks)
+    raise typer.Exit(run_evaluate(EvaluateArguments(*where, options), Console()))
