@@ -58,26 +58,35 @@ class Alignment:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a registration must reach."""
+    """What a registration must reach.
 
-    #: least normalised mutual information
+    The figures were measured with T1-weighted heads of 20 subjects (IXI, 2 mm) brought to one more;
+    7 of them also displaced by up to 30 degrees about each axis, 40 mm and 15 % of scale.
+    """
+
+    #: least normalised mutual information. Affine, heads reach 0.19 and more; flipped front to back
+    #: or upside down 0.13 at most. Rigid, five heads reach 0.148 and more; one flipped front to
+    #: back 0.122. Other contrasts were not measured
     metric: float
-    #: least Dice coefficient of the foregrounds
+    #: least Dice coefficient of the foregrounds. Affine, heads reach 0.935 and more; halves of
+    #: heads 0.81 at most, heads without skull 0.46. Rigid, five heads reach 0.857 and more,
+    #: since heads differ in size by a quarter of their volume
     overlap: float
-    #: least and largest change of volume
+    #: least and largest change of volume: 0.68 to 0.97 as they lie, times 0.61 to 1.52
     determinant: tuple[float, float] = (0.4, 2.5)
-    #: largest lengthening or shortening of any direction, as a factor
-    stretch: float = 1.6
-    #: largest rotation
-    rotation_deg: float = 60.0
-    #: most that the mirrored template may be ahead of the template, as a share of the metric
-    mirror: float = 0.01
+    #: largest lengthening or shortening of any direction, as a factor: up to 1.23
+    stretch: float = 1.5
+    #: largest rotation: three turns by 30 degrees are at most 52, and heads differ by up to 15
+    rotation_deg: float = 70.0
+    #: most that the mirrored template may be ahead of the template, as a share of the metric: heads
+    #: have it behind by 1.2 % to 11 %, with left and right exchanged ahead by 0.8 % to 11 %
+    mirror: float = 0.005
 
 
 LIMITS: dict[Kind, Limits] = {
-    "rigid": Limits(metric=0.10, overlap=0.75),
-    "affine": Limits(metric=0.12, overlap=0.80),
-    "atlas": Limits(metric=0.12, overlap=0.80),
+    "rigid": Limits(metric=0.135, overlap=0.77),
+    "affine": Limits(metric=0.15, overlap=0.87),
+    "atlas": Limits(metric=0.15, overlap=0.87),
 }
 
 

@@ -43,7 +43,7 @@ _BINS = 32
 #: them, and a centre that is off because the neck is cut elsewhere is within reach of a shift
 _START_ANGLES_DEG = (-25.0, 0.0, 25.0)
 _START_SHIFTS_MM = (-20.0, 20.0)
-#: starts that are optimised; with 40 real heads the best four always ended in one place
+#: starts that are optimised; with 30 real heads the best four always ended in one place
 _N_STARTS = 2
 
 
