@@ -16,7 +16,7 @@ from dicom_node.demo.chest_scan import Posed, Scan
 from dicom_node.demo.chest_template import GRID_MM
 from dicom_node.errors import ConfigError, IrregularGeometry, NodeError, NotScorable
 from dicom_node.volume import build
-from tests.make import chests
+from tests.make import chest_series
 from tests.make.scans import write_series
 
 VOXEL_ML = 4.5 / 1000
@@ -24,7 +24,7 @@ VOXEL_ML = 4.5 / 1000
 
 @pytest.fixture(scope="module")
 def chest():
-    return chests.small_chest()
+    return chest_series.small_chest()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,18 @@ def test_a_cohort_has_as_many_of_each_as_asked(monkeypatch, n_normal, n_lesioned
 
 
 # --- breath, dose and kernel ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_deformation_folds_tissue_over(chest, seed):
+    at = chest_scan._shape(chest.voxels.shape, np.random.default_rng(seed))
+    rows = [
+        np.stack(np.gradient(part, axis=(0, 1, 2)), axis=-1) * mm / GRID_MM
+        for part, mm in zip(at, GRID_MM, strict=True)
+    ]
+    volume = np.linalg.det(np.stack(rows, axis=-2)[::2, ::2, ::2])
+    assert volume.min() > 0.05
+    assert volume.std() > 0.1
 
 
 def _pose(chest, breath_mm):
@@ -290,25 +302,25 @@ def _boxes(folder, datasets):
 @pytest.fixture
 def with_tumour(tmp_path):
     """A folder of a CT series with a tumour in one lung, and boxes around it."""
-    hu = chests.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
+    hu = chest_series.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
     hu[TUMOUR] = 40
-    datasets = chests.write_chest(tmp_path / "series" / "dicom", hu)
+    datasets = chest_series.write_chest(tmp_path / "series" / "dicom", hu)
     _boxes(tmp_path / "series" / "annotation_boxes", datasets)
     return tmp_path / "series"
 
 
 def _at(chest, z, y, x):
     """The template's voxel where the series has index (z, y, x)."""
-    origin = np.array(chests.SERIES.origin)
+    origin = np.array(chest_series.SERIES.origin)
     point = origin + np.array([x * 2.0, y * 2.0, z * 4.0])
     index = np.rint(np.linalg.solve(chest.affine, [*point, 1])[:3]).astype(int)
     return tuple(index)
 
 
 def test_the_template_lies_where_the_series_does(tmp_path):
-    hu = chests.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
+    hu = chest_series.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
     hu[40:44, 4:12, 60:64] = 1500
-    chests.write_chest(tmp_path / "dicom", hu)
+    chest_series.write_chest(tmp_path / "dicom", hu)
     chest = load_chest(tmp_path)
     np.testing.assert_allclose(np.linalg.norm(chest.affine[:3, :3], axis=0), GRID_MM)
     bone = np.argwhere(chest.voxels > 800).mean(axis=0)
@@ -318,7 +330,7 @@ def test_the_template_lies_where_the_series_does(tmp_path):
 
 
 def test_a_series_from_the_head_down_makes_the_same_template(tmp_path):
-    chests.write_chest(tmp_path / "up")
+    chest_series.write_chest(tmp_path / "up")
     volume = build(sorted((tmp_path / "up").glob("*.dcm")))
     turned = type(volume)(
         volume.voxels[::-1], volume.affine @ _flip(len(volume.voxels)), volume.headers[::-1]
@@ -336,7 +348,7 @@ def _flip(n):
 
 
 def test_noise_of_the_source_is_reduced_and_its_edges_stay():
-    hu = chests.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
+    hu = chest_series.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
     noisy = (hu + np.random.default_rng(0).normal(0, 30, hu.shape)).astype(np.float32)
     reduced = chest_template._reduce_noise(noisy)
     flat = ndimage.uniform_filter(np.abs(hu - 40) < 1, 9) == 1
@@ -347,7 +359,7 @@ def test_noise_of_the_source_is_reduced_and_its_edges_stay():
 
 def test_a_marked_tumour_becomes_lung(with_tumour, tmp_path):
     chest = load_chest(with_tumour)
-    chests.write_chest(tmp_path / "healthy")
+    chest_series.write_chest(tmp_path / "healthy")
     healthy = load_chest(tmp_path / "healthy")
     place = _at(chest, 26, 45, 96)
     around = tuple(slice(at - 4, at + 5) for at in place)
@@ -357,7 +369,7 @@ def test_a_marked_tumour_becomes_lung(with_tumour, tmp_path):
 
 def test_an_unmarked_tumour_stays_and_the_other_lung_is_never_changed(with_tumour, tmp_path):
     (with_tumour / "annotation_boxes").rename(tmp_path / "elsewhere")
-    left, healed = load_chest(with_tumour), None
+    left = load_chest(with_tumour)
     (tmp_path / "elsewhere").rename(with_tumour / "annotation_boxes")
     healed = load_chest(with_tumour / "dicom")  # boxes beside the series' own folder count too
     assert np.median(left.voxels[_at(left, 26, 45, 96)]) > 0
@@ -393,16 +405,16 @@ def test_a_folder_of_several_series_says_so(tmp_path):
 
 
 def test_a_ct_without_lungs_says_so(tmp_path):
-    hu = chests.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
+    hu = chest_series.chest_hu((56, 90, 130), (4.0, 2.0, 2.0))
     hu[20:60, 20:70, 20:110] = 40
     hu[:20, 20:70, 20:110] = 40
-    chests.write_chest(tmp_path / "dicom", hu)
+    chest_series.write_chest(tmp_path / "dicom", hu)
     with pytest.raises(NotScorable, match=r"no lungs: .* name a CT of a whole chest"):
         load_chest(tmp_path)
 
 
 def test_slices_that_are_not_axial_are_refused(tmp_path):
-    chests.write_chest(tmp_path / "dicom")
+    chest_series.write_chest(tmp_path / "dicom")
     volume = build(sorted((tmp_path / "dicom").glob("*.dcm")))
     coronal = volume.affine[:, [1, 0, 2, 3]]
     with pytest.raises(IrregularGeometry, match="not axial"):
@@ -458,7 +470,7 @@ def test_files_and_list_agree_with_the_lesions(chest, tmp_path):
 
 
 def test_the_verb_cohort_makes_chests_of_a_series(call, tmp_path):
-    chests.write_chest(tmp_path / "series")
+    chest_series.write_chest(tmp_path / "series")
     status, said, _ = call(
         "cohort", "out", "--chest", "series", "--normal", 1, "--lesioned", 1, "--seed", 4
     )
