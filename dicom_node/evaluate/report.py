@@ -258,7 +258,10 @@ def _said(metric: Metric, measure: Measure) -> str:
 
 def _tables(results: Results, n_lesions: Mapping[str, str]) -> list[_Table]:
     """Return the table of the metrics, and that of lesion sizes, of what has a value."""
-    numbers = {name: f" (n = {n_lesions[name]})" for name in results.sizes if name in n_lesions}
+    # hard spaces: a number must not be parted from its n
+    numbers = {
+        name: f" (n\u00a0=\u00a0{n_lesions[name]})" for name in results.sizes if name in n_lesions
+    }
     sizes = [Metric(SIZE_PREFIX + name, name + numbers.get(name, "")) for name in results.sizes]
     tables = (
         ("Value and 95 % interval (bootstrap over subjects).", results.known_metrics()),
