@@ -8,9 +8,11 @@ Reasons, names and paths may hold anything, square brackets too, and are never t
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,7 @@ from dicom_node.node import Supervisor
 from dicom_node.status import collect_status
 from dicom_node.store import job_table, result_table
 from dicom_node.store.database import Database, migrate
+from dicom_node.store.outcomes import Outcome, outcomes
 from dicom_node.weight_files import prepare_packaged
 
 app = typer.Typer(
@@ -189,7 +192,10 @@ def _print_status(found: dict[str, Any]) -> None:
     for part in ("received", "jobs", "reference", "delivery"):
         for state, number in found[part].items():
             _add_row(table, part, state, number)
+    _add_outcomes(table, found["outcomes"])
     _out.print(table)
+    for warning in found["warnings"]:
+        _say(f"{warning['kind']} of {warning['protocol']}:", "red", warning["text"])
     for fault in found["delivery_faults"]:
         head = f"{fault['n']} objects {fault['state']} for {fault['destination']}:"
         _say(head, "red", fault["reason"])
@@ -198,6 +204,34 @@ def _print_status(found: dict[str, Any]) -> None:
         _say(head, "yellow", f"series {job['series']}: {job['reason']}")
     for refusal in found["refusals"]:
         _say(f"refused from {refusal['from']}:", "yellow", refusal["reason"])
+
+
+def _add_outcomes(table: Table, found: list[dict[str, Any]]) -> None:
+    """Add what became of how many series, per protocol."""
+    for one in found:
+        named = f"{one['protocol'] or 'no protocol'} {one['outcome']} {one['fault'] or ''}"
+        _add_row(table, "outcome", named.strip(), one["n"])
+
+
+@app.command("outcomes")
+def outcomes_command(
+    config_path: ConfigPath = _DEFAULT_CONFIG,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One line per series, as CSV.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Show what became of every series: scored, or waiting, rejected or failed, and why.
+
+    Example: dicom-node outcomes --csv > outcomes.csv
+    """
+    database = Database(_ledger(config_path))
+    if not as_csv:
+        table = Table("what", "outcome", "number")
+        _add_outcomes(table, collect_status(database)["outcomes"])
+        _out.print(table)
+        return
+    lines = csv.writer(sys.stdout)
+    lines.writerow(field.name for field in fields(Outcome))
+    with database.read() as db:
+        lines.writerows(astuple(one) for one in outcomes(db))
 
 
 @app.command()

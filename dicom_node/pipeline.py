@@ -34,6 +34,7 @@ from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
+from dicom_node.scanner import scanner_of, software_of
 from dicom_node.scoring import score_against, subject_scores
 from dicom_node.store import job_table, reference_table, result_table, series_table
 from dicom_node.store.result_table import ResultObject, Score
@@ -57,13 +58,14 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     series, name = line.series(uid)
     source = volume.build(series.files)
     claimed = protocol.match(line.config.protocol, source.headers[0], source.spacing_mm[0])
+    with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol
+        series_table.set_protocol(db, uid, claimed.name)
     files = line.files(claimed)
     if not files.has_subject(name):
         files.save_subject(name, _subject_of(line, claimed, source, progress))
-    at = clock.now()
-    line.batch(claimed).add_candidate(name, uid, patient_key(source.headers[0]), at)
-    with line.database.begin() as db:
-        series_table.set_protocol(db, uid, claimed.name)
+    at, header = clock.now(), source.headers[0]
+    made_by = (scanner_of(header), software_of(header))
+    line.batch(claimed).add_candidate(name, uid, patient_key(header), at, *made_by)
     if line.batch(claimed).ready():
         with line.database.begin() as db:
             job_table.release_waiting(db, claimed.name, at)
@@ -128,6 +130,7 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         subject_score=own,
         percentile=percentile,
         scored=at,
+        raw_distance=float(scores.raw.nanmedian()),
     )
     folder = score_folder(line, entry)
     durable.make_folder(folder)

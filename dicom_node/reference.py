@@ -57,7 +57,13 @@ class ReferenceBatch:
         self._redundancy = redundancy
 
     def add_candidate(
-        self, subject: str, uid: str, patient_key: str, at: datetime, scanner: str = ""
+        self,
+        subject: str,
+        uid: str,
+        patient_key: str,
+        at: datetime,
+        scanner: str = "",
+        software: str = "",
     ) -> None:
         """Make a tokenized subject known; it serves while the batch is founded.
 
@@ -66,7 +72,7 @@ class ReferenceBatch:
         patient with fewer slices, and would hide what is unusual.
         """
         why, added = "tokenized, not yet scored", clock.stamp(at)
-        entry = Member(subject, uid, patient_key, CANDIDATE, why, added, scanner)
+        entry = Member(subject, uid, patient_key, CANDIDATE, why, added, scanner, software)
         name = self.protocol.name
         with self.database.begin() as db:
             stale = reference_table.other_revisions(db, name, uid, subject)

@@ -1,12 +1,13 @@
-"""Which scanner made a series, as far as a quota per scanner needs to know it."""
+"""Which scanner made a series, with which software: for a quota per scanner and the drift watch."""
 
 from __future__ import annotations
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from dicom_node.config import digest
 
-#: of make and model: what an operator typed there must not fill the ledger
+#: of make and model, and of versions: what an operator typed there must not fill the ledger
 _LONGEST = 64
 
 
@@ -22,7 +23,14 @@ def scanner_of(header: Dataset) -> str:
     return f"{named} #{digest(apart)}".strip() if apart else named
 
 
+def software_of(header: Dataset) -> str:
+    """Return Software Versions (PS3.3 C.7.5.1) as sent, its values joined by blanks; else empty."""
+    return _text(header, "SoftwareVersions")[:_LONGEST].strip()
+
+
 def _text(header: Dataset, name: str) -> str:
-    """Return an attribute in one line, without the blanks that pad it."""
-    printable = "".join(c if c.isprintable() else " " for c in str(header.get(name) or ""))
+    """Return an attribute in one line, its values one after the other, without padding blanks."""
+    value = header.get(name) or ""
+    text = " ".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+    printable = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(printable.split())

@@ -7,16 +7,32 @@ what it missed. A duty takes milliseconds, so that none can hold up another.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import clock
+from dicom_node import admission, clock, drift
+from dicom_node.admission import Freezes
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DatabaseUnavailable
-from dicom_node.store import job_table, series_table
+from dicom_node.protocol_config import Protocol
+from dicom_node.store import (
+    admission_table,
+    history,
+    job_table,
+    reference_table,
+    series_table,
+    warning_table,
+)
 from dicom_node.store.database import Database
+from dicom_node.store.reference_table import ADMITTED, CANDIDATE
 
 _log = logging.getLogger(__name__)
+
+#: between two looks of the drift watch: a study takes minutes, a drift days
+_WATCH_S = 600.0
+#: studies of a protocol that it looks at: enough for some scanners' recent and earlier ones
+_STUDIES = 1000
 
 
 class Duties:
@@ -37,6 +53,8 @@ class Duties:
         quiet = self._config.completion.quiet
         self._scheduler.add_job(self.complete, "interval", seconds=max(0.5, min(5.0, quiet / 4)))
         self._scheduler.add_job(self.requeue, "interval", seconds=30)
+        # at once too: what a node did while nobody looked is said when it starts
+        self._scheduler.add_job(self.watch, "interval", seconds=_WATCH_S, next_run_time=clock.now())
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -70,3 +88,39 @@ class Duties:
             return
         if found:
             _log.warning("%d jobs of a dead worker are taken up again", found)
+
+    def watch(self) -> None:
+        """Compare recent studies with those before, and warn of what has changed.
+
+        A warning is logged when it opens, and stands in ``status`` and on the page until it closes.
+        """
+        try:
+            with self._database.read() as db:
+                standing = warning_table.open_keys(db)
+            seen = [_observed(self._database, protocol) for protocol in self._config.protocol]
+            notices = drift.judge(seen, self._config.watch, standing)
+            with self._database.begin() as db:
+                settled = warning_table.settle(db, notices, clock.now())
+        except DatabaseUnavailable as error:
+            _log.warning("the drift watch is put off: %s", error)
+            return
+        for notice in settled.opened:
+            _log.warning("%s of protocol %s: %s", notice.key.kind, notice.key.protocol, notice.text)
+        for key in settled.closed:
+            _log.info("%s of protocol %s is over", key.kind, key.protocol)
+
+
+def _observed(database: Database, of: Protocol) -> drift.Observed:
+    """Read what the ledger knows of a protocol, in the token space that it used last."""
+    with database.read() as db:
+        space = next(iter(reference_table.fingerprints(db, of.name)), "")
+        members = reference_table.members(db, of.name, space, (ADMITTED, CANDIDATE))
+        patients = Counter(entry.state for entry in admission.one_per_patient(members))
+        return drift.Observed(
+            of,
+            history.scored_studies(db, of.name, _STUDIES),
+            n_waiting=job_table.n_waiting(db, of.name),
+            n_admitted=patients[ADMITTED],
+            n_candidates=patients[CANDIDATE],
+            frozen=Freezes.of(admission_table.freezes(db, of.name, space)).frozen,
+        )

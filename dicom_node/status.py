@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from dicom_node import __version__, clock
-from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.store import (
+    job_table,
+    outcomes,
+    reference_table,
+    result_table,
+    series_table,
+    warning_table,
+)
 from dicom_node.store.database import Database
 
 #: the newest of each kind of trouble; the ledger keeps all
@@ -31,6 +38,23 @@ def collect_status(database: Database) -> dict[str, Any]:
             "jobs": job_table.counts(db),
             "reference": _joined(reference_table.counts(db)),
             "delivery": _joined(result_table.delivery_counts(db)),
+            "outcomes": [
+                {"protocol": protocol or None, "outcome": outcome, "fault": fault or None, "n": n}
+                for (protocol, outcome, fault), n in outcomes.counts(db).items()
+            ],
+            "warnings": [
+                {
+                    "protocol": row.protocol,
+                    "kind": row.kind,
+                    "scanner": row.scanner,
+                    "software": row.software,
+                    "text": row.text,
+                    "first_seen": row.first_seen,
+                    "last_seen": row.last_seen,
+                    "count": row.n_looks,
+                }
+                for row in warning_table.open_warnings(db)
+            ],
             "delivery_faults": [
                 {"destination": f.destination, "state": f.state, "n": f.n, "reason": f.reason}
                 for f in result_table.delivery_faults(db, _FAULTS)

@@ -83,11 +83,11 @@ class Worker:
         try:
             outcome = _STAGES[job.stage](self._line, job.series_instance_uid, lambda _share: None)
         except NodeError as error:
-            self._settle(job, *self._disposed(job, error), reason=str(error))
+            self._settle(job, error, *self._disposed(job, error), reason=str(error))
         except Exception as error:  # noqa: BLE001 - boundary: a fault of ours becomes a job state
             _log.exception("%s of series %s failed", job.stage, job.series_instance_uid)
             state, delay = self._retried(job)
-            self._settle(job, state, delay, reason=f"{type(error).__name__}: {error}")
+            self._settle(job, error, state, delay, reason=f"{type(error).__name__}: {error}")
         else:
             self._finish(job, outcome)
 
@@ -107,14 +107,17 @@ class Worker:
             return JobState.FAILED, 0.0
         return JobState.QUEUED, 5.0 * 4 ** (job.attempts - 1)
 
-    def _settle(self, job: Job, state: JobState, delay_s: float, *, reason: str) -> None:
+    def _settle(
+        self, job: Job, error: Exception, state: JobState, delay_s: float, *, reason: str
+    ) -> None:
         """Record that the job did not get done; late instances may have superseded it by now."""
         log = _log.info if state is JobState.WAITING else _log.warning
         log("%s of series %s is %s: %s", job.stage, job.series_instance_uid, state, reason)
         at = clock.now()
-        due = clock.stamp(at + timedelta(seconds=delay_s))
+        values = {"reason": reason, "fault": type(error).__name__}
+        values["not_before"] = clock.stamp(at + timedelta(seconds=delay_s))
         with self._line.database.begin() as db:
-            job_table.let_go(db, job.id, self._name, state, at, reason=reason, not_before=due)
+            job_table.let_go(db, job.id, self._name, state, at, **values)
         if state is JobState.WAITING and job.protocol is not None:
             self._release(job.protocol)
 
@@ -134,9 +137,8 @@ class Worker:
         protocol = outcome if job.stage is Stage.TOKENIZE else job.protocol
         with self._line.database.begin() as db:
             # not done: superseded meanwhile, or another worker's by now; its next stage is not ours
-            done = job_table.let_go(
-                db, job.id, self._name, JobState.DONE, at, reason=outcome, protocol=protocol
-            )
+            values = {"reason": outcome, "fault": None, "protocol": protocol}
+            done = job_table.let_go(db, job.id, self._name, JobState.DONE, at, **values)
             if done and following is not None:
                 uid, revision = job.series_instance_uid, job.revision
                 job_table.enqueue(db, uid, revision, following, protocol, at)

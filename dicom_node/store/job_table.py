@@ -154,6 +154,7 @@ def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
         .values(
             state=case((used_up, JobState.FAILED.value), else_=JobState.QUEUED.value),
             reason=case((used_up, _WORKER_DIED), else_=job.c.reason),
+            fault=case((used_up, "WorkerDied"), else_=job.c.fault),
             worker=None,
             updated=moment,
         )
@@ -168,6 +169,12 @@ def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
         .where(job.c.state == JobState.WAITING.value, job.c.protocol == protocol)
         .values(state=JobState.QUEUED.value, not_before=moment, attempts=0, updated=moment)
     ).rowcount
+
+
+def n_waiting(db: Connection, protocol: str) -> int:
+    """Return how many jobs wait for `protocol`'s batch."""
+    waiting = (job.c.state == JobState.WAITING.value) & (job.c.protocol == protocol)
+    return int(db.execute(select(func.count()).select_from(job).where(waiting)).scalar_one())
 
 
 def supersede(db: Connection, uid: str, at: datetime) -> None:

@@ -47,6 +47,8 @@ class Member:
     added: str
     #: make, model and digest of the serial number; empty where the series did not say
     scanner: str = ""
+    #: Software Versions as sent; empty where the series did not say
+    software: str = ""
     #: never leaves by rule
     pinned: bool = False
     #: 0..100, of its score when the rule judged it

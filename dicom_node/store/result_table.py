@@ -40,6 +40,8 @@ class Score:
     #: of the reference subjects' own scores, 0..100
     percentile: float
     scored: datetime
+    #: median over the tokens of the distance to the batch, not calibrated; None: not known
+    raw_distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

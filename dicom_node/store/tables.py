@@ -117,6 +117,8 @@ job = Table(
     Column("worker", String),
     Column("lease_until", String),
     Column("reason", String),
+    # class of the error that the last attempt ended with, for counting; null: none, or not known
+    Column("fault", String),
     Column("created", String, nullable=False),
     Column("updated", String, nullable=False),
     UniqueConstraint("series_instance_uid", "revision", "stage"),
@@ -156,6 +158,8 @@ member = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),
     # make, model and a digest of the device's serial number; empty: not known
     Column("scanner", String, nullable=False, server_default=""),
+    # Software Versions as sent; empty: not known
+    Column("software", String, nullable=False, server_default=""),
     # of its score when it was judged; null: not judged by a score
     Column("percentile", Float),
     Column("decided_by", String, nullable=False, server_default="rule"),
@@ -188,8 +192,39 @@ score = Table(
     Column("n_reference", Integer, nullable=False),
     Column("subject_score", Float, nullable=False),
     Column("percentile", Float, nullable=False),
+    # median over the tokens of the distance to the batch, not calibrated; null: made before 0003
+    Column("raw_distance", Float),
     Column("scored", String, nullable=False),
     UniqueConstraint("series_instance_uid", "revision"),
+    Index(None, "protocol", "scored"),
+)
+
+#: what the drift watch says; a row is open while it is so, and what comes back is another row
+warning = Table(
+    "warning",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("protocol", String, nullable=False),
+    Column("kind", String, nullable=False),
+    # empty: of all scanners
+    Column("scanner", String, nullable=False),
+    Column("software", String, nullable=False),
+    Column("text", String, nullable=False),
+    Column("first_seen", String, nullable=False),
+    Column("last_seen", String, nullable=False),
+    # looks that found it so
+    Column("n_looks", Integer, nullable=False),
+    Column("closed", String),
+)
+#: one open row of a kind, whoever looks
+Index(
+    "ix_warning_open",
+    warning.c.protocol,
+    warning.c.kind,
+    warning.c.scanner,
+    warning.c.software,
+    unique=True,
+    sqlite_where=warning.c.closed.is_(None),
 )
 
 finding = Table(

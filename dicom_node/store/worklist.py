@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select, Subquery, and_, func, select
 
 from dicom_node.store.tables import finding, job, score, series
+
+
+def newest_jobs() -> Subquery:
+    """Return (``series_instance_uid``, ``job_id``) of the last job of each series that has one."""
+    # jobs are numbered as they are queued: the highest number is the furthest step
+    return (
+        select(job.c.series_instance_uid, func.max(job.c.id).label("job_id"))
+        .group_by(job.c.series_instance_uid)
+        .subquery()
+    )
 
 
 def worklist_query() -> Select:  # type: ignore[type-arg]
@@ -17,12 +27,7 @@ def worklist_query() -> Select:  # type: ignore[type-arg]
         ``n_reference`` and ``batch_version`` of the current revision's score, null without one;
         ``n_findings``; ``stage``, ``job_state`` and ``reason`` of the last job.
     """
-    # jobs are numbered as they are queued: the highest number is the furthest step
-    newest = (
-        select(job.c.series_instance_uid, func.max(job.c.id).label("job_id"))
-        .group_by(job.c.series_instance_uid)
-        .subquery()
-    )
+    newest = newest_jobs()
     n_findings = (
         select(func.count())
         .select_from(finding)

@@ -13,7 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from dicom_node import __version__
 from dicom_node.config import NodeConfig
-from dicom_node.store import reference_table, result_table, series_table
+from dicom_node.store import (
+    outcomes,
+    reference_table,
+    result_table,
+    series_table,
+    warning_table,
+)
 from dicom_node.store.database import Database
 
 #: of the worklist; older series are reached by their address
@@ -47,7 +53,7 @@ class Pages:
         )
 
     def worklist(self) -> str:
-        """Render the newest series first, with queues, batches and the newest faults."""
+        """Render the newest series first, with warnings, queues, batches and the newest faults."""
         with self._database.read() as db:
             return self._render(
                 "worklist.html",
@@ -58,6 +64,8 @@ class Pages:
                 faults=result_table.delivery_faults(db, 10),
                 refusals=series_table.recent_refusals(db, 10),
                 protocols=self._config.protocol,
+                warnings=warning_table.open_warnings(db),
+                outcomes=outcomes.counts(db),
             )
 
     def study(self, uid: str) -> str | None:

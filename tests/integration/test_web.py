@@ -18,8 +18,9 @@ from dicom_node.config import Destination, Node, NodeConfig, digest
 from dicom_node.findings import Finding
 from dicom_node.folders import Folders
 from dicom_node.jobs import DeliveryState, JobState, Stage
-from dicom_node.store import job_table, result_table, series_table
+from dicom_node.store import job_table, result_table, series_table, warning_table
 from dicom_node.store.database import Database
+from dicom_node.store.warning_table import Key, Notice
 from dicom_node.web.app import make_app
 from dicom_node.web.pages import Pages
 from tests.make.ledgers import (
@@ -121,6 +122,8 @@ def fill(made):
             *(db, "pacs", [item.sop_instance_uid], DeliveryState.DEAD, NOON), reason=HOSTILE
         )
         series_table.record_refusal(db, HOSTILE, "127.0.0.1", f"refused {HOSTILE}", NOON)
+        odd = Key("t1", "token shift", HOSTILE, HOSTILE)
+        warning_table.settle(db, [Notice(odd, f"20 studies of {HOSTILE}: look at them")], NOON)
     _run(database, SCORED, Stage.REPORT, JobState.DONE, "1 findings")
     _run(database, WAITING, Stage.SCORE, JobState.WAITING, f"too small {HOSTILE}")
     made.picture.parent.mkdir(parents=True)
@@ -143,7 +146,8 @@ def test_an_empty_worklist_says_where_to_route(empty):
     assert answer.status_code == 200
     assert "Route CT or MR series to AE title PAGE_NODE" in answer.text
     assert "Research use only, not for diagnosis" in answer.text
-    assert "Needs a look" not in answer.text
+    for head in ("Needs a look", "Warnings", "Outcomes"):
+        assert head not in answer.text
 
 
 def test_the_worklist_shows_each_series_with_its_state(client):
@@ -154,6 +158,16 @@ def test_the_worklist_shows_each_series_with_its_state(client):
     assert sorted(cells) == ["", "", "", "1", "2.5", "80 of 15"]
     assert "score waiting" in page
     assert "1 objects dead for pacs" in page
+
+
+def test_warnings_and_outcomes_are_shown_and_escaped(client):
+    page = client.get("/").text
+    escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
+    assert f"20 studies of {escaped}: look at them" in page
+    assert "token shift, t1" in page
+    assert "since 2026-01-02 12:00" in page
+    assert "<td>none</td><td>waiting</td><td></td><td>1</td>" in page
+    assert "<td>none</td><td>scored</td><td></td><td>1</td>" in page
 
 
 def test_a_scored_study_shows_score_findings_picture_and_delivery(client):

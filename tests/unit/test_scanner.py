@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from dicom_node.scanner import scanner_of
+from dicom_node.scanner import scanner_of, software_of
 
 PRISMA = {"Manufacturer": "SIEMENS ", "ManufacturerModelName": "Prisma  Fit"}
 
@@ -42,6 +42,21 @@ def test_a_station_tells_scanners_apart_that_have_no_serial_number():
 )
 def test_what_is_missing_is_left_out(values, expected):
     assert scanner_of(header(**values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (None, ""),
+        ("syngo  MR XA30 ", "syngo MR XA30"),
+        (["27", "LX", "MR Software release:RX27.0"], "27 LX MR Software release:RX27.0"),
+        (["", "2.1"], "2.1"),
+        (["x" * 60, "yyyyyy"], "x" * 60 + " yyy"),
+    ],
+)
+def test_software_is_what_was_sent_in_one_short_line(sent, expected):
+    assert software_of(header(SoftwareVersions=sent)) == expected
+    assert software_of(Dataset()) == ""
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\\\x00"), max_size=64))

@@ -102,9 +102,11 @@ def test_a_duty_that_meets_a_locked_ledger_is_put_off(database, now, caplog):
     with database.begin():
         duties(database).complete()
         duties(database).requeue()
+        duties(database).watch()
     assert stages(database) == {("1.2.9", "score", "running")}
     assert "completion put off: the ledger does not answer" in caplog.text
     assert "requeueing put off: the ledger does not answer" in caplog.text
+    assert "the drift watch is put off: the ledger does not answer" in caplog.text
     duties(database).complete()
     duties(database).requeue()
     assert stages(database) == {("1.2.1", "tokenize", "queued"), ("1.2.9", "score", "queued")}
@@ -134,4 +136,4 @@ def test_completion_is_looked_at_four_times_in_the_quiet_time(database, quiet, e
     jobs = standing._scheduler.get_jobs()
     standing.stop()
     found = {job.func.__name__: job.trigger.interval.total_seconds() for job in jobs}
-    assert found == {"complete": expected, "requeue": 30.0}
+    assert found == {"complete": expected, "requeue": 30.0, "watch": 600.0}
