@@ -181,7 +181,8 @@ def gather(work: Work, found: Found, second: Found | None) -> Cohort:
     """Encode all scans of both sites; of each patient the newest that can be scored.
 
     A scan with an empty mask is normal; without any mask it is of unknown kind, at the second site
-    normal.
+    normal. One that cannot be scored is named to the listener and among the failed, and stops
+    nobody.
     """
     scans = [(scan, 1) for scan in found.scans] + [(s, 2) for s in (second.scans if second else ())]
     work.listener.start("encode", len(scans))
@@ -214,7 +215,7 @@ def _member(work: Work, scan: Scan, site: int, number: int) -> Member:
 
 
 def changed(work: Work, members: Sequence[Member], change: Change) -> list[Member]:
-    """Encode changed copies of members; returns them under their new keys, in order.
+    """Encode changed copies of members; returns them under the keys of the copies, in order.
 
     One that cannot be scored once changed is named and left as it is: the batch keeps its size.
     """

@@ -72,7 +72,18 @@ class Pool:
         self._unscored = np.array([outcome.n_unscored for outcome in ordered])
 
     def figures(self, weights: Ints) -> dict[str, float]:
-        """Return every figure with (n,) how often each subject, in order of the keys, counts."""
+        """Return every figure, by name, NaN where it does not exist.
+
+        Parameters
+        ----------
+        weights
+            (n,) how often each subject counts, in the order of `keys`.
+
+        Notes
+        -----
+        `tables.METRICS` says what each of them is. Voxels count once for each time that their
+        subject does; the threshold of the sensitivities is chosen anew.
+        """
         outside, inside = weights @ self._voxels.outside, weights @ self._voxels.inside
         n_inside, n_all = int(inside.sum()), int(inside.sum() + outside.sum())
         unscored = int(weights @ self._unscored)
@@ -134,8 +145,25 @@ def best_dice(inside: Ints, outside: Ints) -> float:
 def measured(pools: Sequence[Pool], seed: int, n: int = N_RESAMPLES) -> dict[str, list[Figure]]:
     """Return per figure its value in each draw and, last, its mean over the draws.
 
-    All draws test the same subjects. Resamples in which a figure does not exist (none of a class
-    was drawn) are left out of its interval. Raises ValueError where the draws differ in subjects.
+    Parameters
+    ----------
+    pools
+        One for each draw of the batch; all test the same subjects.
+    seed
+        Of the resamples: the same one draws the same subjects in every setting.
+    n
+        Number of resamples; with 0 there are values and no intervals.
+
+    Raises
+    ------
+    ValueError
+        The draws do not test the same subjects.
+
+    Notes
+    -----
+    Resamples in which a figure does not exist (none of a class was drawn) are left out of its
+    interval. With few subjects of a class an interval is too narrow: it cannot hold what none of
+    them shows.
     """
     if len({pool.keys for pool in pools}) != 1:
         raise ValueError("the draws of one setting must test the same subjects")

@@ -86,7 +86,10 @@ def ordered_bins(scores: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def bin_edge(number: int) -> float:
-    """Return the least score of a bin of `ordered_bins`."""
+    """Return the least score of a bin of `ordered_bins`: what is at least that is in it or above.
+
+    Of the lowest bins it is no number: no finite score falls into them.
+    """
     flipped = np.uint32(number << (32 - _BITS))
     bits = flipped ^ np.uint32(0x80000000) if number >> (_BITS - 1) else ~flipped
     return float(np.asarray(bits, dtype=np.uint32).view(np.float32))
@@ -95,10 +98,24 @@ def bin_edge(number: int) -> float:
 def outcome_of(
     key: str, judged: Judged, truth: Truth, spacing_mm: float, min_volume_ml: float
 ) -> Outcome:
-    """Compare a map with the mask; both are on the canonical grid of voxels of `spacing_mm`.
+    """Compare a map with the mask, both on the canonical grid.
 
-    Findings are 26-connected regions of at least `min_volume_ml`, lesions 26-connected components
-    of the mask, however small.
+    Parameters
+    ----------
+    key
+        Names the subject in every setting, changed copies of it too.
+    judged, truth
+        (depth, height, width), of one shape. Outside of the body nothing is compared.
+    spacing_mm
+        Edge of a voxel of that grid.
+    min_volume_ml
+        Smaller regions are no finding.
+
+    Notes
+    -----
+    Findings are 26-connected regions, lesions 26-connected components of the mask, however small. A
+    finding that overlaps a lesion by a cell or more is not false. Regions are those of every second
+    voxel where voxels are of 1 mm: a map is smoothed by more than that.
     """
     bins, outside, inside = _counted(judged.scores, truth)
     volumes, highest = _lesions(judged.scores, truth, spacing_mm)

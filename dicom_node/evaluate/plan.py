@@ -171,8 +171,11 @@ def _acquisitions(base: _Base) -> Made:
     yield base.setting("b", "none", "as they are")
     changes = [change for change in CHANGES if ("CT" if base.ct else "MR") in change.of]
     for change in changes[:: 2 if base.quick else 1]:
-        for who, said in (("batch", "half of the batch"), ("test", "the test subjects")):
-            plain = base.setting("b", f"{change.name}, {said}", change.strength)
+        for who, said, of in (
+            ("batch", "half of the batch", f"; {(base.size + 1) // 2} of {base.size}"),
+            ("test", "the test subjects", ""),
+        ):
+            plain = base.setting("b", f"{change.name}, {said}", change.strength + of)
             yield replace(plain, change=change, changed=who)
     yield from _second_site(base)
 

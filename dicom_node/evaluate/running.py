@@ -64,7 +64,7 @@ class Runner:
     def outcomes(self, run: Run) -> list[Outcome]:
         """Return the outcomes of a run's test subjects, made unless they are kept.
 
-        Raises NodeError where a subject cannot be scored.
+        Raises NodeError where a subject cannot be scored: then none of the run is kept.
         """
         batch, tests = self.members(run)
         path = self.folder / f"{self._name(run, batch, tests)}.npz"

@@ -89,10 +89,22 @@ def draw_batch(
     seed: Sequence[int],
     n_second: int = 0,
 ) -> tuple[Member, ...]:
-    """Draw a batch for a fold: so many in all, lesioned, and normal of the second site.
+    """Draw a batch for a fold at random.
 
-    `seed` names the draw: the same one gives nested batches. Raises ValueError where there are not
-    enough: `Room.allows` tells before.
+    Parameters
+    ----------
+    members
+        To draw from; nobody of a patient of `fold` is drawn.
+    size, n_lesioned, n_second
+        So many in all, lesioned ones of the first site, and normal ones of the second. Those
+        without a mask are taken for normal.
+    seed
+        Names the draw: the same one gives nested batches.
+
+    Raises
+    ------
+    ValueError
+        There are not enough: `Room.allows` tells before.
     """
     rest = _outside(members, fold)
     pools = (

@@ -37,7 +37,10 @@ class View:
         return f"axes-{axes}_k-{self.k or 'all'}"
 
     def columns(self, values: Tensor, n_axes: int) -> Tensor:
-        """(..., dim) tokens of so many axes side by side -> (..., dim of the view)."""
+        """(..., dim) tokens of `n_axes` axes side by side -> (..., dim of the view).
+
+        Raises RuntimeError where the axes do not divide the dimensions.
+        """
         of_axis = values.unflatten(-1, (n_axes, -1))  # ... axes k
         chosen = list(self.axes) or list(range(n_axes))
         k = self.k or of_axis.shape[-1]
@@ -48,10 +51,17 @@ class View:
 def open_view(
     files: ReferenceFiles, root: Path, view: View, search: SearchSpec, n_axes: int
 ) -> ReferenceFiles:
-    """Return the files of a view of the tokens of `files`; its distances lie below `root`.
+    """Return the files of a view of the tokens of `files`, to be scored as these are.
 
     Parameters
     ----------
+    files
+        Hold the whole tokens; nothing of them changes.
+    root
+        Gets the distances of views with fewer columns, each in a folder of its name. Views of
+        scales have the distances of the whole, of the scales that they keep.
+    search
+        May be another than that of `files`: its distances lie apart by themselves.
     n_axes
         That the kept tokens hold.
     """
