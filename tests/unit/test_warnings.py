@@ -4,11 +4,14 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from dicom_node import cli, clock, worker
@@ -19,7 +22,9 @@ from dicom_node.folders import Folders
 from dicom_node.jobs import JobState, Stage
 from dicom_node.schedule import Duties
 from dicom_node.status import collect_status
+from dicom_node.store import database as database_module
 from dicom_node.store import history, job_table, outcomes, series_table, warning_table
+from dicom_node.store.database import Database, migrate
 from dicom_node.store.outcomes import Outcome
 from dicom_node.store.warning_table import Key, Notice, Settled
 from tests.make import ledgers
@@ -27,6 +32,19 @@ from tests.make.drifts import NEW, OLD, PRISMA, SKYRA, draw, end, in_time, keep
 from tests.make.ledgers import NOON, after
 
 SMALL, SHIFT = Key("t1", SMALL_BATCH), Key("t1", TOKEN_SHIFT, SKYRA, NEW)
+
+#: one series as the version before wrote it: a member, its score, a job that failed
+OF_0002 = """
+INSERT INTO series VALUES ('1.2.1', '1.2', 'MR', 1, 'complete', 't1', 1, '2026', '2026');
+INSERT INTO batch VALUES ('t1-b', 't1', 'f', '[]', '2026');
+INSERT INTO member
+  (protocol, fingerprint, subject, series_instance_uid, patient_key, state, reason, added, scanner)
+  VALUES ('t1', 'f', 's', '1.2.1', 'p', 'admitted', '', '', 'SIEMENS Skyra');
+INSERT INTO score VALUES
+  (1, '1.2.1', 1, 's', 't1', 'f', 't1-b', 15, 2.5, 80.0, '2026-01-02T12:00:00.000000+00:00');
+INSERT INTO job VALUES
+  (1, '1.2.1', 1, 'report', 'failed', 0, 't1', 3, '2026', NULL, NULL, 'odd', '2026', '2026')
+"""
 
 
 @pytest.fixture
@@ -49,6 +67,31 @@ def rows(database):
         (r.kind, r.text, r.n_looks, *map(seconds, (r.first_seen, r.last_seen, r.closed)))
         for r in found
     ]
+
+
+# -- a ledger of before ---------------------------------------------------------------------------
+
+
+def test_a_ledger_of_the_version_before_keeps_its_rows_and_says_what_it_does_not_know(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    steps = Config()
+    migrations = Path(database_module.__file__).parent / "migrations"
+    steps.set_main_option("script_location", str(migrations))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        steps.attributes["connection"] = connection
+        command.upgrade(steps, "0002")
+        for statement in OF_0002.split(";"):
+            connection.execute(text(statement))
+    engine.dispose()
+    migrate(path)
+    opened = Database(path)
+    with opened.read() as db:
+        (study,) = history.scored_studies(db, "t1", 10)
+        (one,) = outcomes.outcomes(db)
+    opened.close()
+    assert (study.scanner, study.software, study.raw_distance) == ("SIEMENS Skyra", "", None)
+    assert (one.outcome, one.fault, one.reason) == ("failed", "", "odd")
 
 
 # -- one row while it is so ----------------------------------------------------------------------
