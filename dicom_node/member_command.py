@@ -348,7 +348,8 @@ def _print_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     table = Table(*head, box=None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _out.print(table)
+    # what a script reads, or a file keeps, is not folded at the width of no terminal
+    (_out if _out.is_terminal else Console(width=300)).print(table)
 
 
 def _say_event(event: Event) -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from dicom_node.explanation import Explained
 
 app = typer.Typer(
-    no_args_is_help=True, help="Shows which series are compared with one another, and decides it."
+    no_args_is_help=True,
+    help="Shows which series are compared with one another, and decides it.\n\n"
+    "Example: dicom-node reference list --protocol head-t1",
 )
 # who is in the batches, beside what belongs together
 member_command.mount(app)

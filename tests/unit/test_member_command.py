@@ -38,7 +38,7 @@ WHY = ("--reason", "looked at it", "--by", "Ada")
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run a verb as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "60")  # nobody's terminal
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.toml").write_text(CONFIG.format(model=TINY))
 
