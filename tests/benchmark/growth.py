@@ -6,6 +6,7 @@ it does not depend on the batch. The distances among the first subjects are draw
 are read, and what they are changes no time.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def run(setting):
     sizes = SMALL if setting.small else SIZES
     names = in_child(heads.cohort, setting, "growth", sizes[-1] + len(sizes) * (setting.rounds + 1))
     in_child(draw_distances, setting, names[: sizes[-1]])
+    forget(setting, names, names[sizes[-1] :])
     rows, points = [], []
     for place, n in enumerate(sizes):
         new = names[sizes[-1] :][place :: len(sizes)]
@@ -57,6 +59,16 @@ def draw_distances(setting, names):
             sizes = [scale.values.shape[:2] for scale in tokens]
             drawn = [torch.rand(*size, generator=generator) for size in sizes]
             save_file({str(scale): one for scale, one in enumerate(drawn)}, path)
+
+
+def forget(setting, names, new):
+    """Remove what an earlier run in the folder has measured of the new subjects."""
+    files = heads.files_of(setting, "growth")
+    for name in new:
+        for other in names:
+            files.pair_file(name, other).unlink(missing_ok=True)
+            files.pair_file(other, name).unlink(missing_ok=True)
+    shutil.rmtree(setting.folder / "growth" / "averages", ignore_errors=True)
 
 
 def grown(setting, names, new):
