@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from dicom_node import clock, durable, protocol
+from dicom_node import clock, durable
 from dicom_node.batch import inputs, products, recipe
 from dicom_node.batch.comparison import Comparison
 from dicom_node.batch.inputs import Found, Scan
@@ -26,11 +26,10 @@ from dicom_node.batch.products import Mapped
 from dicom_node.batch.recipe import Recipe
 from dicom_node.batch.results import BatchResult, Scored, write_tables
 from dicom_node.config import NodeConfig, digest
-from dicom_node.errors import ConfigError, NodeError, NoMatchingProtocol, SeriesRejected
+from dicom_node.errors import ConfigError, NodeError, SeriesRejected
 from dicom_node.reference_files import ReferenceFiles
 from dicom_node.scoring import score_against, subject_scores
 from dicom_node.subject import make_subject
-from dicom_node.volume import Volume
 
 #: each is compared with three others at least
 MIN_SUBJECTS = 4
@@ -211,7 +210,7 @@ def _tell(run: _Run, where: list[tuple[str, str]], name: str, how: str, error: E
 def _encode(run: _Run, scan: Scan, number: int) -> _Kept:
     """Read a scan, and encode it unless its tokens are kept."""
     source, started = scan.load(), time.monotonic()
-    _check_match(run, source)
+    run.recipe.check_match(source)
     key, encode_s = scan.content(), 0.0
     if not run.files.has_subject(key):
         made = make_subject(
@@ -225,16 +224,8 @@ def _encode(run: _Run, scan: Scan, number: int) -> _Kept:
         run.files.save_subject(key, made)
         encode_s = time.monotonic() - started
     if run.comparison is not None:
-        run.comparison.add(scan, source)
+        run.comparison.add(scan, source, run.files.load_subject(key))
     return _Kept(scan, key, scan.patient or key, encode_s)
-
-
-def _check_match(run: _Run, source: Volume) -> None:
-    """Refuse a series that the protocol does not claim; NIfTI has no attributes to ask."""
-    if run.recipe.match is not None and source.headers:
-        faults = protocol.mismatches(run.recipe.match, source.headers[0], source.spacing_mm[0])
-        if faults:
-            raise NoMatchingProtocol(f"not of protocol {run.recipe.name}: {'; '.join(faults)}")
 
 
 # --- score --------------------------------------------------------------------------------------
@@ -292,7 +283,7 @@ def _score(run: _Run, kept: Sequence[_Kept], number: int) -> Scored:
         source=str(own.scan.files[0] if not own.scan.modality else own.scan.files[0].parent),
         score=score,
         percentile=percentile,
-        n_reference=len(batch),
+        n_reference=len(scores.used),
         threshold=mapped.threshold,
         findings=mapped.found,
         same_patient=tuple(same_patient),

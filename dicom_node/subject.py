@@ -67,13 +67,29 @@ def make_canonical(
         raise EmptyForeground("the volume holds NaN or infinite voxels")
     try:
         placed = placing(voxels, affine, method.grid)
-        fill = float(voxels.min())  # beyond the source there is air
-        to_source = resample.index_map(placed.affine, affine)
-        canonical = resample.sample(voxels, to_source, method.grid.shape, fill)
+        canonical = _sampled(voxels, affine, placed.affine, method)
         mask = foreground.body_mask(canonical) if placed.mask is None else placed.mask
         return Canonical(_normalized(canonical, mask, method.intensity), mask, placed.affine)
     except ValueError as error:
         raise EmptyForeground(f"the volume cannot be scored: {error}") from error
+
+
+def canonical_again(
+    subject: Subject, voxels: Tensor, affine: Tensor, method: MethodSpec
+) -> Canonical:
+    """Place the volume of a kept subject as it was placed, without registration or mask.
+
+    `voxels` and `affine` are those that `make_canonical` was given: so is the result.
+    """
+    canonical = _sampled(voxels, affine, subject.affine, method)
+    mask = subject.foreground
+    return Canonical(_normalized(canonical, mask, method.intensity), mask, subject.affine)
+
+
+def _sampled(voxels: Tensor, affine: Tensor, target: Tensor, method: MethodSpec) -> Tensor:
+    """(depth, height, width) voxels -> the same on the canonical grid that `target` places."""
+    fill = float(voxels.min())  # beyond the source there is air
+    return resample.sample(voxels, resample.index_map(target, affine), method.grid.shape, fill)
 
 
 def make_subject(

@@ -8,15 +8,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dicom_node import protocol
 from dicom_node.anomaly.encoder import Encoder
 from dicom_node.anomaly.presets import preset
 from dicom_node.anomaly.spec import MethodSpec
 from dicom_node.anomaly.tokens import check_grid
 from dicom_node.config import NodeConfig, digest
-from dicom_node.errors import ConfigError
+from dicom_node.errors import ConfigError, NoMatchingProtocol
 from dicom_node.line import Methods
 from dicom_node.placement import Placing
 from dicom_node.protocol_config import Match, Protocol
+from dicom_node.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,16 @@ class Recipe:
     #: what a series must be like; None takes any
     match: Match | None = None
 
+    def check_match(self, source: Volume) -> None:
+        """Raise NoMatchingProtocol for a series that the protocol does not claim.
+
+        NIfTI has no attributes to ask.
+        """
+        if self.match is not None and source.headers:
+            faults = protocol.mismatches(self.match, source.headers[0], source.spacing_mm[0])
+            if faults:
+                raise NoMatchingProtocol(f"not of protocol {self.name}: {'; '.join(faults)}")
+
 
 def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
     """Return the recipe of a protocol of a node's configuration.
@@ -61,25 +73,23 @@ def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
         What ``[encoder]`` names is not there, or is something else.
     """
     methods = Methods(config, cache)
-    protocol = config.protocol_named(name)
+    chosen = config.protocol_named(name)
     return Recipe(
         name=name,
-        method=methods.method(protocol),
-        findings=_findings(protocol),
+        method=methods.method(chosen),
+        findings=_findings(chosen),
         encoder_name=config.encoder.model,
         encoder=methods.encoder,
-        token_fingerprint=methods.token_fingerprint(protocol),
-        fingerprint=methods.fingerprint(protocol),
-        placing=methods.placing(protocol),
-        match=protocol.match,
+        token_fingerprint=methods.token_fingerprint(chosen),
+        fingerprint=methods.fingerprint(chosen),
+        placing=methods.placing(chosen),
+        match=chosen.match,
     )
 
 
-def _findings(protocol: Protocol) -> Findings:
+def _findings(of: Protocol) -> Findings:
     """Take over a protocol's threshold and sizes as they are: the site has chosen them."""
-    return Findings(
-        protocol.finding_threshold, protocol.finding_min_volume_ml, protocol.max_findings
-    )
+    return Findings(of.finding_threshold, of.finding_min_volume_ml, of.max_findings)
 
 
 def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:

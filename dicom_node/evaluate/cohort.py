@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dicom_node import durable, nifti, protocol
-from dicom_node.anomaly import anomaly_map, resample
+from dicom_node import durable, nifti
 from dicom_node.batch import products
+from dicom_node.batch.comparison import on_canonical, smoothed
 from dicom_node.batch.inputs import Found, Scan
 from dicom_node.batch.recipe import Recipe
 from dicom_node.batch_mode import Listener
@@ -29,11 +29,8 @@ from dicom_node.evaluate.changes import Change, Seen
 from dicom_node.evaluate.outcomes import Map, Truth
 from dicom_node.evaluate.splits import Kind, Member
 from dicom_node.reference_files import ReferenceFiles
-from dicom_node.subject import make_canonical, make_subject
+from dicom_node.subject import make_subject
 from dicom_node.wheel_files import sha256_of
-
-#: smoothing of the volumes that are compared voxel by voxel, as batch mode has it
-Z_SIGMA_MM = 2.0
 
 
 class Work:
@@ -86,11 +83,7 @@ class Work:
         """Read the voxels of a scan, changed where its key says so, and their affine."""
         scan, change = self._scans[key]
         source = scan.load()
-        if self.recipe.match is not None and source.headers:
-            header, spacing = source.headers[0], source.spacing_mm[0]
-            faults = protocol.mismatches(self.recipe.match, header, spacing)
-            if faults:
-                raise NoMatchingProtocol(f"not of protocol {self.recipe.name}: {'; '.join(faults)}")
+        self.recipe.check_match(source)
         voxels = products.scored_voxels(self.recipe, scan, source)
         if change is not None:
             ct = products.is_ct(self.recipe, scan)
@@ -117,10 +110,9 @@ class Work:
         marked, lesioned = np.zeros(shape, dtype=bool), False
         if scan.mask is not None:
             mask = nifti.read(scan.mask)
-            inside = torch.from_numpy(mask.voxels > 0.5)
+            inside = mask.voxels > 0.5
             lesioned = bool(inside.any())
-            to_mask = resample.index_map(subject.affine, torch.from_numpy(mask.affine))
-            marked = (resample.sample(inside.float(), to_mask, shape, 0.0) >= 0.5).numpy()
+            marked = on_canonical(inside, mask, subject, self.recipe.method)
         path = self._truth_file(key)
         durable.make_folder(path.parent)
         with durable.replacing(path) as partial, partial.open("wb") as stream:
@@ -146,20 +138,17 @@ class Work:
     # --- voxels ---------------------------------------------------------------------------------
 
     def smoothed(self, key: str) -> Map:
-        """Return the canonical volume, normalised as for tokens and smoothed by 2 mm.
+        """Return the canonical volume as batch mode has it for the z-score.
 
         Kept as fp16: the fourth digit of a value between 0 and 1 is lost, and the deviation among
         subjects is taken to be 0.05 at the least.
         """
         path = self.folder / "voxels" / self.files.fingerprint / f"{key}.npy"
         if not path.exists():
-            method = self.recipe.method
-            placed = make_canonical(*self._load(key), method, self.recipe.placing)
-            sigma = Z_SIGMA_MM / method.grid.spacing_mm
-            made = anomaly_map.smooth(placed.voxels, placed.foreground, sigma)
+            made = smoothed(self.recipe, *self._load(key), self.files.load_subject(key))
             durable.make_folder(path.parent)
             with durable.replacing(path) as partial, partial.open("wb") as stream:
-                np.save(stream, made.numpy().astype(np.float16))
+                np.save(stream, made.astype(np.float16))
         kept: NDArray[np.float16] = np.load(path, allow_pickle=False)
         return kept.astype(np.float32)
 

@@ -12,7 +12,7 @@ from dicom_node.anomaly import resample
 from dicom_node.anomaly.spec import GridSpec, MethodSpec, ScaleSpec, TokenSpec
 from dicom_node.errors import EmptyForeground, RegistrationFailed
 from dicom_node.placement import Placing
-from dicom_node.subject import Subject, make_canonical, map_on_source
+from dicom_node.subject import Subject, canonical_again, make_canonical, map_on_source
 from tests.make.bodies import AFFINE, body, pose_of
 
 GRID = GridSpec((240.0, 240.0, 240.0), 4.0)
@@ -73,6 +73,16 @@ def test_a_map_comes_back_to_the_place_from_which_it_was_taken(template, kind):
     index = torch.stack(torch.meshgrid(*map(torch.arange, back.shape), indexing="ij")).double()
     centroid = (index * weights).flatten(1).sum(1)
     torch.testing.assert_close(centroid, expected, atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("foreground", ["body", "template"])
+def test_a_kept_subject_is_placed_again_as_it_was(template, foreground):
+    voxels, affine = tensors(body(POSE, seed=1))
+    made = make_canonical(voxels, affine, METHOD, Placing(foreground, "affine", template))
+    again = canonical_again(Subject((), made.foreground, made.affine), voxels, affine, METHOD)
+    assert torch.equal(again.voxels, made.voxels)
+    assert torch.equal(again.foreground, made.foreground)
+    assert torch.equal(again.affine, made.affine)
 
 
 def test_the_templates_foreground_is_that_of_every_subject(template):
