@@ -126,7 +126,7 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         protocol=claimed.name,
         fingerprint=line.fingerprint(claimed),
         batch_version=batch.version,
-        n_reference=len(batch.subjects),
+        n_reference=len(scores.used),
         subject_score=own,
         percentile=percentile,
         scored=at,
