@@ -168,14 +168,13 @@ class Methods:
 
     def token_digest(self, method: MethodSpec, placing: Placing) -> str:
         """Return the hash of everything that shapes a token of this encoder by `method`."""
-        template = placing.template
         return digest(
             asdict(self.encoder_spec),
             self._weights.card.sha256,
             asdict(method.tokens),
             asdict(method.grid),
             [method.intensity.kind, method.intensity.window_hu],
-            [placing.foreground, placing.kind, None if template is None else template.digest()],
+            list(placing.space),
             TOKEN_VERSION,
         )
 

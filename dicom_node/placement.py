@@ -9,6 +9,7 @@ the template has.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,7 @@ class Placement:
     mask: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Placing:
     """How the volumes of one protocol are placed."""
 
@@ -47,6 +48,15 @@ class Placing:
     template: Template | None = None
     #: where the networks of the brain mask lie, or are fetched to
     cache: Path = Path()
+
+    @cached_property
+    def space(self) -> tuple[str, str, str | None]:
+        """What names the space: tokens of two spaces are never compared.
+
+        Kept: it is asked for with every job, and reads the whole template.
+        """
+        template = None if self.template is None else self.template.digest()
+        return self.foreground, self.kind, template
 
     def __call__(self, voxels: Tensor, affine: Tensor, grid: GridSpec) -> Placement:
         """Place (depth, height, width) voxels, whose (4, 4) affine maps index -> LPS mm.
