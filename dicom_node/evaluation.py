@@ -30,7 +30,7 @@ _BITS = 20
 #: noise would divide by nothing. Set by hand, and not tuned on any data
 _LEAST_DEVIATION = 0.05
 #: upper bounds, ml; the first class is mostly specks that interpolation has torn off a lesion
-_SIZE_CLASSES = (
+SIZE_CLASSES = (
     *(("< 0.1 ml", 0.1), ("0.1 to 1 ml", 1.0), ("1 to 5 ml", 5.0), ("5 to 20 ml", 20.0)),
     ("> 20 ml", np.inf),
 )
@@ -48,7 +48,7 @@ class ScoreCounts:
 
     def add(self, scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> None:
         """Count (n,) finite scores and whether each is inside a mask."""
-        bins = _bins(scores)
+        bins = ordered_bins(scores, _BITS)
         for inside, counts in ((False, self._counts[0]), (True, self._counts[1])):
             counts += np.bincount(bins[truth == inside], minlength=1 << _BITS)
 
@@ -81,16 +81,15 @@ class Metrics:
     auroc: float
 
 
-def _bins(scores: NDArray[np.floating]) -> NDArray[np.uint32]:
-    """(n,) finite scores -> (n,) bins in the same order.
+def ordered_bins(scores: NDArray[np.floating], n_bits: int) -> NDArray[np.int64]:
+    """(n,) finite scores -> (n,) bins, below 2^n_bits, in the same order.
 
     The bits of a float32 are ordered as a number when a positive one has its sign bit set and a
     negative one has all bits flipped.
     """
     bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 becomes 0
     flip = np.where(bits >> 31 == 1, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    binned: NDArray[np.uint32] = (bits ^ flip) >> np.uint32(32 - _BITS)
-    return binned
+    return ((bits ^ flip) >> np.uint32(32 - n_bits)).astype(np.int64)
 
 
 def average_precision(positives: Counts, negatives: Counts) -> float:
@@ -211,7 +210,7 @@ def _voxel_ml(affine: NDArray[np.float64]) -> float:
 def _by_size(lesions: Sequence[tuple[float, bool]]) -> tuple[SizeClass, ...]:
     """Sort lesions into the classes; the lower bound belongs to a class."""
     classes, lower = [], 0.0
-    for name, upper in _SIZE_CLASSES:
+    for name, upper in SIZE_CLASSES:
         found = [hit for volume, hit in lesions if lower <= volume < upper]
         classes.append(SizeClass(name, len(found), sum(found)))
         lower = upper

@@ -37,21 +37,11 @@ def orientation(ds: Dataset) -> str | None:
     ----------
     PS3.3 C.7.6.2.1.1: the six values are the directions, in LPS, of a row and of a column.
     """
-    values = ds.get("ImageOrientationPatient") or _shared_orientation(ds)
-    if not values or len(values) != 6:
+    values = codes(ds, "ImageOrientationPatient")
+    if len(values) != 6:
         return None
     row, column = np.asarray(values[:3], float), np.asarray(values[3:], float)
     return _PLANES[int(np.abs(np.cross(row, column)).argmax())]
-
-
-def _shared_orientation(ds: Dataset) -> Sequence[float] | None:
-    """Return the orientation of an enhanced image's first frame."""
-    # the Plane Orientation macro stands in one of the two (PS3.3 C.7.6.16), as the scanner likes
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for item in (ds.get(groups) or [])[:1]:
-            for plane in item.get("PlaneOrientationSequence") or []:
-                return list(plane.ImageOrientationPatient)
-    return None
 
 
 def has_contrast(ds: Dataset) -> bool:

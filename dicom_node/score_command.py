@@ -5,31 +5,19 @@ Its own module because it loads torch, which no other verb of the command line n
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import config
 from dicom_node.batch.results import BatchResult, Scored
-from dicom_node.batch_mode import Listener, score_batch
-from dicom_node.errors import ConfigError
+from dicom_node.batch_mode import score_batch
 from dicom_node.evaluation import Metrics, Report
+from dicom_node.folder_terminal import listening, settings_of
 from dicom_node.folders import cache_folder
 from dicom_node.identity import RESEARCH_ONLY
 
@@ -66,10 +54,8 @@ def run_score(arguments: ScoreArguments, console: Console) -> int:
     ConfigError, WeightsMissing, WeightsMismatch
         As `batch_mode.score_batch`, or the configuration is not valid.
     """
-    if arguments.protocol is not None and arguments.config_path is None:
-        raise ConfigError("--protocol names a protocol of a configuration: name that with --config")
-    settings = config.load(arguments.config_path) if arguments.config_path else None
-    with _listener(console) as listener:
+    settings = settings_of(arguments.config_path, arguments.protocol)
+    with listening(console, _STAGES, _RateColumn()) as listener:
         result = score_batch(
             arguments.places,
             arguments.out,
@@ -88,24 +74,6 @@ def run_score(arguments: ScoreArguments, console: Console) -> int:
 # --- progress -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _listener(console: Console) -> Iterator[Listener]:
-    """Draw bars on a terminal; elsewhere print a line per scan."""
-    if not console.is_terminal:
-        yield _Lines(console)
-        return
-    columns = (
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[scan]}", markup=False),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield _Bars(progress)
-
-
 class _RateColumn(ProgressColumn):
     """Scans per minute."""
 
@@ -113,51 +81,6 @@ class _RateColumn(ProgressColumn):
         """Return the rate of the last while, once there is one."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed * 60:.1f}/min" if speed else "")
-
-
-class _Bars(Listener):
-    """A bar per stage."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def start(self, stage: str, n_scans: int) -> None:
-        """Add the bar of a stage."""
-        self._tasks[stage] = self._progress.add_task(_STAGES[stage], total=n_scans, scan="")
-
-    def progress(self, stage: str, number: int, share: float, name: str) -> None:
-        """Move it, within a scan too: one takes ten seconds and more."""
-        self._progress.update(self._tasks[stage], completed=number + share, scan=name)
-
-    def note(self, text: str) -> None:
-        """Print above the bars."""
-        self._progress.console.print(Text(text, style="yellow"), soft_wrap=True)
-
-
-class _Lines(Listener):
-    """A line per scan, for logs and pipes."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._n_scans = 0
-        self._started = 0.0
-
-    def start(self, stage: str, n_scans: int) -> None:
-        """Begin to count and to measure, and say so: the first scan takes a while."""
-        self._n_scans, self._started = n_scans, time.monotonic()
-        self.note(f"{_STAGES[stage]} 0/{n_scans}")
-
-    def progress(self, stage: str, number: int, share: float, name: str) -> None:
-        """Print a scan that is done, and how long the others will take at this rate."""
-        if share >= 1:
-            done, elapsed = number + 1, time.monotonic() - self._started
-            rest = elapsed / done * (self._n_scans - done)
-            self.note(f"{_STAGES[stage]} {done}/{self._n_scans} {name} ({rest:.0f} s to go)")
-
-    def note(self, text: str) -> None:
-        """Print a line as it is."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 # --- tables -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 from dicom_node.anomaly.spec import ScoringSpec
 
 #: sigma of a normal distribution over its median absolute deviation
-_MAD_TO_SIGMA = 1.4826
+MAD_TO_SIGMA = 1.4826
 
 
 def to_grid(scores: Tensor, index: Tensor, grid_shape: tuple[int, int, int]) -> Tensor:
@@ -102,7 +102,7 @@ class UsualScores:
         nearest, next_nearest = torch.where(second, self.deviations[1], self.deviations[0])
         second = torch.where(out, (own - median).abs() <= nearest, upper)
         # robust, since any of the reference subjects may be abnormal at a place
-        spread = torch.where(second, next_nearest, nearest) * _MAD_TO_SIGMA
+        spread = torch.where(second, next_nearest, nearest) * MAD_TO_SIGMA
         covered = (self.known - out.int()) * 2 >= n
         median = torch.where(covered, median, torch.nan)
         return _finished(median, torch.where(covered, spread, torch.nan), n, spec)

@@ -18,10 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from dicom_node.anomaly.calibration import MAD_TO_SIGMA
 from dicom_node.anomaly.spec import GuardSpec
-
-#: sigma of a normal distribution over its median absolute deviation
-_MAD_TO_SIGMA = 1.4826
 
 
 def outliers(scores: Tensor, limit: float) -> Tensor:
@@ -31,7 +29,7 @@ def outliers(scores: Tensor, limit: float) -> Tensor:
     median's size: scores that all but agree have no outlier.
     """
     median = scores.median()
-    spread = (scores - median).abs().median() * _MAD_TO_SIGMA
+    spread = (scores - median).abs().median() * MAD_TO_SIGMA
     return scores > median + limit * torch.maximum(spread, 0.05 * median.abs())
 
 
@@ -71,7 +69,7 @@ def linked(counts: Tensor, spec: GuardSpec) -> Tensor:
     row = both[apart].view(n, n - 1).median(1).values
     mean = torch.maximum(row[:, None], row[None]).clamp(min=0.25)
     pairs = both[apart]
-    spread = (pairs - pairs.median()).abs().median() * _MAD_TO_SIGMA
+    spread = (pairs - pairs.median()).abs().median() * MAD_TO_SIGMA
     dispersion = (spread.square() / pairs.median().clamp(min=0.25)).clamp(min=1.0)
     # P(X >= k) of a Poisson variable is the regularised lower incomplete gamma function P(k, mean)
     links = both / dispersion

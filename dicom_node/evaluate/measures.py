@@ -18,16 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.evaluate.outcomes import Outcome, bin_edge
-from dicom_node.evaluation import area_under_roc, average_precision
+from dicom_node.evaluation import SIZE_CLASSES, area_under_roc, average_precision
 
 N_RESAMPLES = 500
 #: in percent: 95 % lie between
 _ENDS = (2.5, 97.5)
-#: classes of lesions as `dicom_node.evaluation` has them: name and upper bound, ml
-SIZE_CLASSES = (
-    *(("< 0.1 ml", 0.1), ("0.1 to 1 ml", 1.0), ("1 to 5 ml", 5.0), ("5 to 20 ml", 20.0)),
-    ("> 20 ml", np.inf),
-)
 #: findings that overlap no lesion, a study: where the sensitivity is read
 FALSE_PER_STUDY = 1.0
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicom_node import durable
+from dicom_node.evaluation import ordered_bins
 
-_BITS = 16
+#: of the bins of `evaluation.ordered_bins`
+N_BITS = 16
 #: thresholds at which false findings are counted: every so many bins, 32 to each doubling
 _STEP = 4
 #: and down to where a subject has so many, or to this share of its voxels
@@ -74,24 +76,13 @@ class Outcome:
     ladder_false: NDArray[np.int64]
 
 
-def ordered_bins(scores: NDArray[np.floating]) -> NDArray[np.int64]:
-    """(n,) finite scores -> (n,) bins, 0 to 65535, in the same order.
-
-    The bits of a float32 are ordered as a number when a positive one has its sign bit set and a
-    negative one has all bits flipped.
-    """
-    bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 becomes 0
-    flip = np.where(bits >> 31 == 1, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    return ((bits ^ flip) >> np.uint32(32 - _BITS)).astype(np.int64)
-
-
 def bin_edge(number: int) -> float:
-    """Return the least score of a bin of `ordered_bins`: what is at least that is in it or above.
+    """Return the least score of a bin of `N_BITS`: what is at least that is in it or above.
 
     Of the lowest bins it is no number: no finite score falls into them.
     """
-    flipped = np.uint32(number << (32 - _BITS))
-    bits = flipped ^ np.uint32(0x80000000) if number >> (_BITS - 1) else ~flipped
+    flipped = np.uint32(number << (32 - N_BITS))
+    bits = flipped ^ np.uint32(0x80000000) if number >> (N_BITS - 1) else ~flipped
     return float(np.asarray(bits, dtype=np.uint32).view(np.float32))
 
 
@@ -142,9 +133,9 @@ def _counted(
     scores: Map, truth: Truth
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the bins that occur, and the voxels of the body outside and inside of the mask."""
-    binned, marked = ordered_bins(scores[truth.body]), truth.inside[truth.body]
+    binned, marked = ordered_bins(scores[truth.body], N_BITS), truth.inside[truth.body]
     outside, inside = (
-        np.bincount(binned[marked == which], minlength=1 << _BITS) for which in (False, True)
+        np.bincount(binned[marked == which], minlength=1 << N_BITS) for which in (False, True)
     )
     seen = np.flatnonzero(outside + inside)
     return seen, outside[seen].astype(np.int64), inside[seen].astype(np.int64)
@@ -201,7 +192,7 @@ class _Regions:
         known = self.scores[np.isfinite(self.scores)]
         if not known.size:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        top, low = ordered_bins(np.array([known.max(), np.quantile(known, _LOWEST)]))
+        top, low = ordered_bins(np.array([known.max(), np.quantile(known, _LOWEST)]), N_BITS)
         steps, found = [], []
         for number in range(top // _STEP * _STEP, int(low) - 1, -_STEP):
             steps.append(number)

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import config
-from dicom_node.batch_mode import Listener
-from dicom_node.errors import ConfigError
 from dicom_node.evaluate.experiment import Options, Result, evaluate
 from dicom_node.evaluate.tables import MEASURES, SUMMARY, Measured
+from dicom_node.folder_terminal import Bars, listening, settings_of
 from dicom_node.folders import cache_folder
 from dicom_node.identity import RESEARCH_ONLY
 
@@ -67,10 +55,8 @@ def run_evaluate(arguments: EvaluateArguments, console: Console) -> int:
     ConfigError, WeightsMissing, WeightsMismatch
         As `experiment.evaluate`, or the configuration is not valid.
     """
-    if arguments.protocol is not None and arguments.config_path is None:
-        raise ConfigError("--protocol names a protocol of a configuration: name that with --config")
-    settings = config.load(arguments.config_path) if arguments.config_path else None
-    with _listener(console) as listener:
+    settings = settings_of(arguments.config_path, arguments.protocol)
+    with listening(console, _STAGES, bars=_Bars) as listener:
         result = evaluate(
             arguments.places,
             arguments.out,
@@ -88,69 +74,15 @@ def run_evaluate(arguments: EvaluateArguments, console: Console) -> int:
     return 1 if result.cohort.failed else 0
 
 
-@contextmanager
-def _listener(console: Console) -> Iterator[Listener]:
-    """Draw bars on a terminal; elsewhere print a line per step."""
-    if not console.is_terminal:
-        yield _Lines(console)
-        return
-    columns = (
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}", markup=False),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield _Bars(progress)
-
-
-class _Bars(Listener):
-    """A bar per stage."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def start(self, stage: str, n_scans: int) -> None:
-        """Add the bar of a stage."""
-        self._tasks[stage] = self._progress.add_task(_STAGES[stage], total=n_scans, name="")
+class _Bars(Bars):
+    """Copies are encoded in the middle of runs: they move no bar, and show a name."""
 
     def progress(self, stage: str, number: int, share: float, name: str) -> None:
-        """Move it. Copies are encoded in the middle of runs: they move no bar, and show a name."""
+        """Move the bar of the stage, or say what holds up the runs."""
         if stage == "encode" and "run" in self._tasks:
             self._progress.update(self._tasks["run"], name=f"encoding {name}")
         else:
-            self._progress.update(self._tasks[stage], completed=number + share, name=name)
-
-    def note(self, text: str) -> None:
-        """Print above the bars."""
-        self._progress.console.print(Text(text, style="yellow"), soft_wrap=True)
-
-
-class _Lines(Listener):
-    """A line per step, for logs and pipes."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._n = 0
-        self._started = 0.0
-
-    def start(self, stage: str, n_scans: int) -> None:
-        """Begin to count and to measure."""
-        self._n, self._started = n_scans, time.monotonic()
-        self.note(f"{_STAGES[stage]} 0/{n_scans}")
-
-    def progress(self, stage: str, number: int, share: float, name: str) -> None:
-        """Print a step that is done, and how long the others will take at this rate."""
-        if share >= 1:
-            done, elapsed = number + 1, time.monotonic() - self._started
-            rest = elapsed / done * (self._n - done)
-            self.note(f"{_STAGES[stage]} {done}/{self._n} {name} ({rest:.0f} s to go)")
-
-    def note(self, text: str) -> None:
-        """Print a line as it is."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+            super().progress(stage, number, share, name)
 
 
 def _show(result: Result, out: Path, console: Console) -> None:

@@ -10,15 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from dicom_node.evaluate.measures import Pool, measured, resamples
-from dicom_node.evaluate.outcomes import (
-    Judged,
-    Truth,
-    bin_edge,
-    load,
-    ordered_bins,
-    outcome_of,
-    save,
-)
+from dicom_node.evaluate.outcomes import N_BITS, Judged, Truth, bin_edge, load, outcome_of, save
+from dicom_node.evaluation import ordered_bins
 from tests.oracle import bootstrap, ranking
 
 #: no two of these share a bin
@@ -55,14 +48,14 @@ numbers = st.floats(-1e6, 1e6, width=32)
 @given(st.lists(numbers, min_size=2, max_size=20))
 def test_bins_are_in_the_order_of_the_scores_and_their_edge_is_below_them(values):
     values = np.sort(np.array(values, dtype=np.float32))
-    bins = ordered_bins(values)
+    bins = ordered_bins(values, N_BITS)
     assert (np.diff(bins) >= 0).all()
     for value, number in zip(values.tolist(), bins.tolist(), strict=True):
         edge = bin_edge(number)
         assert edge <= value
         if abs(value) > 1e-30:
             assert value - edge <= abs(value) / 100
-        assert ordered_bins(np.array([edge]))[0] == number
+        assert ordered_bins(np.array([edge]), N_BITS)[0] == number
 
 
 @settings(max_examples=15, deadline=None)
