@@ -23,9 +23,21 @@ from rich.text import Text
 
 from dicom_node import __version__, clock, config, evaluate_command, logs, reference_command
 from dicom_node.association.requestor import Peer, echo
+from dicom_node.command_line import (
+    DEFAULT_CONFIG,
+    ConfigPath,
+    EncoderOf,
+    Images,
+    Masks,
+    MethodOf,
+    Preset,
+    Scans,
+    ledger_of,
+    say,
+)
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
-from dicom_node.folders import Folders, cache_folder
+from dicom_node.folders import cache_folder
 from dicom_node.node import Supervisor
 from dicom_node.status import collect_status
 from dicom_node.store import job_table, result_table
@@ -45,13 +57,6 @@ app.command("evaluate")(evaluate_command.evaluate)
 _out = Console()
 _err = Console(stderr=True)
 
-ConfigPath = Annotated[
-    Path,
-    typer.Option(
-        "--config", "-c", help="The node's configuration file.", envvar="DICOM_NODE_CONFIG"
-    ),
-]
-_DEFAULT_CONFIG = Path("config.toml")
 #: a person waits for it
 _ECHO_TIMEOUT_S = 10.0
 
@@ -69,8 +74,7 @@ def main() -> None:
 
 
 def _say(head: str, style: str, text: str, console: Console = _out) -> None:
-    """Print one line, its head in colour; not wrapped, so that a script finds it whole."""
-    console.print(Text.assemble((head, style), f" {text}"), soft_wrap=True)
+    say(console, head, style, text)
 
 
 def _add_row(table: Table, *cells: object) -> None:
@@ -79,7 +83,7 @@ def _add_row(table: Table, *cells: object) -> None:
 
 
 @app.command()
-def serve(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
+def serve(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     """Run the node until Ctrl-C or SIGTERM: receiver, scoring workers, delivery, page.
 
     Example: dicom-node serve --config config.toml
@@ -90,7 +94,7 @@ def serve(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
 
 
 @app.command("check-config")
-def check_config(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
+def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     """Read the configuration and say what it makes; exit status 2 names what is wrong in it.
 
     Example: dicom-node check-config --config config.toml
@@ -130,7 +134,7 @@ def echo_command(
         str | None,
         typer.Argument(help="A destination's name; none means this node and all of them."),
     ] = None,
-    config_path: ConfigPath = _DEFAULT_CONFIG,
+    config_path: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """Send a C-ECHO to this node and its destinations; exit status 1 when one does not answer.
 
@@ -161,29 +165,18 @@ def _echo_one(peer: Peer, calling_ae_title: str) -> bool:
 
 @app.command()
 def status(
-    config_path: ConfigPath = _DEFAULT_CONFIG,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Show what the node has received, scored and delivered, and what needs a look.
 
     Example: dicom-node status --json
     """
-    found = collect_status(Database(_ledger(config_path)))
+    found = collect_status(Database(ledger_of(config.load(config_path))))
     if as_json:
         _out.print_json(json.dumps(found))
     else:
         _print_status(found)
-
-
-def _ledger(config_path: Path) -> Path:
-    """Return where the ledger lies; raises ConfigError rather than let one be made by a question.
-
-    An empty one beside the real one would say that all is well.
-    """
-    path = Folders(config.load(config_path).node.data_dir).database
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: this node has never been started")
-    return path
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -215,14 +208,14 @@ def _add_outcomes(table: Table, found: list[dict[str, Any]]) -> None:
 
 @app.command("outcomes")
 def outcomes_command(
-    config_path: ConfigPath = _DEFAULT_CONFIG,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     as_csv: Annotated[bool, typer.Option("--csv", help="One line per series, as CSV.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Show what became of every series: scored, or waiting, rejected or failed, and why.
 
     Example: dicom-node outcomes --csv > outcomes.csv
     """
-    database = Database(_ledger(config_path))
+    database = Database(ledger_of(config.load(config_path)))
     if not as_csv:
         table = Table("what", "outcome", "number")
         _add_outcomes(table, collect_status(database)["outcomes"])
@@ -235,12 +228,12 @@ def outcomes_command(
 
 
 @app.command()
-def retry(config_path: ConfigPath = _DEFAULT_CONFIG) -> None:
+def retry(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     """Queue again what failed, was rejected, or could not be delivered.
 
     Example: dicom-node retry --config config.toml
     """
-    path = _ledger(config_path)
+    path = ledger_of(config.load(config_path))
     # of an older version, if the node has not been started since the update
     migrate(path)
     with Database(path).begin() as db:
@@ -299,31 +292,15 @@ def demo(
 
 @app.command()
 def score(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Folders or files: DICOM series, NIfTI files.")
-    ],
+    folders: Scans,
     out: Annotated[Path, typer.Option("--out", help="Where maps, pictures and tables go.")] = Path(
         "scores"
     ),
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", help="mr, ct or published; by default what the series are."),
-    ] = None,
-    config_path: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="Take the encoder of this node configuration."),
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="And the method of this protocol of it.")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option("--images", help='Only such files or Series Descriptions: "*_flair.nii.gz".'),
-    ] = None,
-    masks: Annotated[
-        str | None,
-        typer.Option("--masks", help='The readers\' masks: "labels/*"; by default "*_label" etc.'),
-    ] = None,
+    preset: Preset = None,
+    config_path: EncoderOf = None,
+    protocol: MethodOf = None,
+    images: Images = None,
+    masks: Masks = None,
 ) -> None:
     """Score every scan of a folder against all the others, without a node.
 

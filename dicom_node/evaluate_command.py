@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dicom_node.command_line import EncoderOf, Images, Masks, MethodOf, Preset, Scans
+
 
 def evaluate(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Folders or files: DICOM series, NIfTI files.")
-    ],
+    folders: Scans,
     out: Annotated[Path, typer.Option("--out", help="Where the tables go.")] = Path("evaluation"),
     experiments: Annotated[
         str,
@@ -34,25 +34,11 @@ def evaluate(
     quick: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--quick", help="Fewer settings, one draw.")
     ] = False,
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", help="mr, ct or published; by default what the series are."),
-    ] = None,
-    config_path: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="Take the encoder of this node configuration."),
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="And the method of this protocol of it.")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option("--images", help='Only such files or Series Descriptions: "*_flair.nii.gz".'),
-    ] = None,
-    masks: Annotated[
-        str | None,
-        typer.Option("--masks", help='The readers\' masks: "labels/*"; by default "*_label" etc.'),
-    ] = None,
+    preset: Preset = None,
+    config_path: EncoderOf = None,
+    protocol: MethodOf = None,
+    images: Images = None,
+    masks: Masks = None,
 ) -> None:
     """Measure how the scores behave when the batch varies, on a folder with masks.
 

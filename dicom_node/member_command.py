@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dicom_node import clock, config, reference_verbs
+from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath, ledger_of
 from dicom_node.errors import ConfigError
-from dicom_node.folders import Folders, cache_folder
+from dicom_node.folders import cache_folder
 from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
 from dicom_node.store.admission_table import Event
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 
 _out = Console()
 
-ConfigPath = Annotated[
-    Path,
-    typer.Option(
-        "--config", "-c", help="The node's configuration file.", envvar="DICOM_NODE_CONFIG"
-    ),
-]
-_USUAL = Path("config.toml")
 ProtocolName = Annotated[
     str | None,
     typer.Option("--protocol", "-p", help="Whose batch; needed where there are several."),
@@ -55,11 +49,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def mount(app: typer.Typer) -> None:
     """Add the verbs to the command line's ``reference``."""
-    verbs = (show, history, include, exclude, pin, unpin, freeze, unfreeze, undo)
     app.command("list")(list_)
-    for verb in verbs:
-        app.command()(verb)
-    app.command("export")(export)
+    app.command()(show)
+    app.command()(history)
+    for name, (verb, text) in _DECISIONS.items():
+        app.command(name, help=text)(verb)
+    app.command()(undo)
+    app.command()(export)
     app.command("import")(import_)
 
 
@@ -67,7 +63,7 @@ def mount(app: typer.Typer) -> None:
 
 
 def list_(
-    config_path: ConfigPath = _USUAL,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -88,7 +84,7 @@ def list_(
 
 def show(
     subject: Subject,
-    config_path: ConfigPath = _USUAL,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -107,7 +103,7 @@ def show(
 
 
 def history(
-    config_path: ConfigPath = _USUAL,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
     limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 30,
 ) -> None:
@@ -121,92 +117,82 @@ def history(
 # --- to decide ----------------------------------------------------------------------------------
 
 
-def include(
-    subject: Subject,
-    reason: Reason,
-    by: Person = None,
-    config_path: ConfigPath = _USUAL,
-    protocol: ProtocolName = None,
-) -> None:
-    """Admit a subject whatever its score; the oldest leaves a full batch for it.
+def _of_subject(decide: Callable[[ReferenceBatch, str, str, str], Event]) -> Callable[..., None]:
+    """Return the verb by which a person decides of one subject."""
 
-    Example: dicom-node reference include 5f3a0c1b9d2e --reason "rare, but normal"
-    """
-    batch = _batch(config_path, protocol)
-    _say_event(reference_verbs.include(batch, subject, _person(by), reason))
+    def verb(
+        subject: Subject,
+        reason: Reason,
+        by: Person = None,
+        config_path: ConfigPath = DEFAULT_CONFIG,
+        protocol: ProtocolName = None,
+    ) -> None:
+        batch = _batch(config_path, protocol)
+        _say_event(decide(batch, subject, _person(by), reason))
 
-
-def exclude(
-    subject: Subject,
-    reason: Reason,
-    by: Person = None,
-    config_path: ConfigPath = _USUAL,
-    protocol: ProtocolName = None,
-) -> None:
-    """Keep a subject out of the batch, whatever its score.
-
-    Example: dicom-node reference exclude 5f3a0c1b9d2e --reason "resection cavity"
-    """
-    batch = _batch(config_path, protocol)
-    _say_event(reference_verbs.exclude(batch, subject, _person(by), reason))
+    return verb
 
 
-def pin(
-    subject: Subject,
-    reason: Reason,
-    by: Person = None,
-    config_path: ConfigPath = _USUAL,
-    protocol: ProtocolName = None,
-) -> None:
-    """Let an admitted subject never leave by rule.
+def _of_batch(decide: Callable[[ReferenceBatch, str, str], Event]) -> Callable[..., None]:
+    """Return the verb by which a person decides of the whole batch."""
 
-    Example: dicom-node reference pin 5f3a0c1b9d2e --reason "a good example"
-    """
-    batch = _batch(config_path, protocol)
-    _say_event(reference_verbs.pin(batch, subject, _person(by), reason))
+    def verb(
+        reason: Reason,
+        by: Person = None,
+        config_path: ConfigPath = DEFAULT_CONFIG,
+        protocol: ProtocolName = None,
+    ) -> None:
+        batch = _batch(config_path, protocol)
+        _say_event(decide(batch, _person(by), reason))
 
-
-def unpin(
-    subject: Subject,
-    reason: Reason,
-    by: Person = None,
-    config_path: ConfigPath = _USUAL,
-    protocol: ProtocolName = None,
-) -> None:
-    """Let a pinned subject leave by rule again.
-
-    Example: dicom-node reference unpin 5f3a0c1b9d2e --reason "others are as good"
-    """
-    batch = _batch(config_path, protocol)
-    _say_event(reference_verbs.unpin(batch, subject, _person(by), reason))
+    return verb
 
 
-def freeze(
-    reason: Reason,
-    by: Person = None,
-    config_path: ConfigPath = _USUAL,
-    protocol: ProtocolName = None,
-) -> None:
-    """Stop the automatic changes of a batch: nobody comes or leaves but by a person.
-
-    Example: dicom-node reference freeze --protocol head-t1 --reason "reader study"
-    """
-    batch = _batch(config_path, protocol)
-    _say_event(reference_verbs.freeze(batch, _person(by), reason))
-
-
-def unfreeze(
-    reason: Reason,
-    by: Person = None,
-    config_path: ConfigPath = _USUAL,
-    protocol: ProtocolName = None,
-) -> None:
-    """Let a frozen batch roll again.
-
-    Example: dicom-node reference unfreeze --protocol head-t1 --reason "study is over"
-    """
-    batch = _batch(config_path, protocol)
-    _say_event(reference_verbs.unfreeze(batch, _person(by), reason))
+#: name -> verb and its help text
+_DECISIONS = {
+    "include": (
+        _of_subject(reference_verbs.include),
+        (
+            "Admit a subject whatever its score; the oldest leaves a full batch for it.\n\n"
+            'Example: dicom-node reference include 5f3a0c1b9d2e --reason "rare, but normal"'
+        ),
+    ),
+    "exclude": (
+        _of_subject(reference_verbs.exclude),
+        (
+            "Keep a subject out of the batch, whatever its score.\n\n"
+            'Example: dicom-node reference exclude 5f3a0c1b9d2e --reason "resection cavity"'
+        ),
+    ),
+    "pin": (
+        _of_subject(reference_verbs.pin),
+        (
+            "Let an admitted subject never leave by rule.\n\n"
+            'Example: dicom-node reference pin 5f3a0c1b9d2e --reason "a good example"'
+        ),
+    ),
+    "unpin": (
+        _of_subject(reference_verbs.unpin),
+        (
+            "Let a pinned subject leave by rule again.\n\n"
+            'Example: dicom-node reference unpin 5f3a0c1b9d2e --reason "others are as good"'
+        ),
+    ),
+    "freeze": (
+        _of_batch(reference_verbs.freeze),
+        (
+            "Stop the automatic changes of a batch: nobody comes or leaves but by a person.\n\n"
+            'Example: dicom-node reference freeze --protocol head-t1 --reason "reader study"'
+        ),
+    ),
+    "unfreeze": (
+        _of_batch(reference_verbs.unfreeze),
+        (
+            "Let a frozen batch roll again.\n\n"
+            'Example: dicom-node reference unfreeze --protocol head-t1 --reason "study is over"'
+        ),
+    ),
+}
 
 
 def undo(
@@ -215,7 +201,7 @@ def undo(
     ],
     reason: Reason,
     by: Person = None,
-    config_path: ConfigPath = _USUAL,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
 ) -> None:
     """Put everything back as it was before a decision, of a person or of the rule.
@@ -231,7 +217,7 @@ def undo(
 
 def export(
     path: Annotated[Path, typer.Argument(help="The zip file to write.")],
-    config_path: ConfigPath = _USUAL,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
     version: Annotated[
         str | None, typer.Option("--batch", help="A batch of a score; by default as it is now.")
@@ -252,7 +238,7 @@ def export(
 def import_(
     path: Annotated[Path, typer.Argument(help="A file that `reference export` wrote.")],
     by: Person = None,
-    config_path: ConfigPath = _USUAL,
+    config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
 ) -> None:
     """Admit the subjects of a batch that another node exported; once is enough.
@@ -296,9 +282,7 @@ def _chosen(settings: config.NodeConfig, name: str | None) -> Protocol:
 
 def _database(settings: config.NodeConfig) -> Database:
     """Open the ledger, brought up to date; raises ConfigError where there is none."""
-    path = Folders(settings.node.data_dir).database
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: this node has never been started")
+    path = ledger_of(settings)
     migrate(path)
     return Database(path)
 

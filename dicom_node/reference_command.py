@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from dicom_node import config, member_command
+from dicom_node.command_line import DEFAULT_CONFIG, say
 
 if TYPE_CHECKING:
     from dicom_node.explanation import Explained
@@ -31,7 +31,6 @@ member_command.mount(app)
 _out = Console()
 _err = Console(stderr=True)
 
-_USUAL_CONFIG = Path("config.toml")
 #: fields of a signature that are said by themselves, or in the field that they explain
 _APART = {"body_part_as_sent", "inferred"}
 
@@ -78,9 +77,9 @@ def signature_verb(
 
 def _settings(path: Path | None) -> config.NodeConfig:
     """Read the named configuration; none is needed to see a signature."""
-    if path is None and not _USUAL_CONFIG.exists():
+    if path is None and not DEFAULT_CONFIG.exists():
         return config.NodeConfig()
-    return config.load(path or _USUAL_CONFIG)
+    return config.load(path or DEFAULT_CONFIG)
 
 
 def _as_values(entry: Explained) -> dict[str, Any]:
@@ -145,5 +144,4 @@ def _show_rules(found: Sequence[Explained]) -> None:
 
 
 def _print(text: str, head: str, style: str, console: Console = _out) -> None:
-    """Print one line, its head in colour; not wrapped, so that a script finds it whole."""
-    console.print(Text.assemble((head, style), f" {text}"), soft_wrap=True)
+    say(console, head, style, text)
