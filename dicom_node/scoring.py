@@ -32,8 +32,10 @@ class ReferenceScores:
     the very place where it is not.
     """
 
-    def __init__(self, scales: Sequence[Tensor], spec: ScoringSpec) -> None:
+    def __init__(self, names: Sequence[str], scales: Sequence[Tensor], spec: ScoringSpec) -> None:
         """Take per scale (n, layers, D, H, W) leave-one-out scores, centred where calibrated."""
+        #: of the subjects, in the order of their scores
+        self.names = tuple(names)
         self._scales, self._spec = scales, spec
         self._usual: list[UsualScores] | None = None
         if spec.calibration != "none":
@@ -41,7 +43,7 @@ class ReferenceScores:
 
     def __len__(self) -> int:
         """Return the number of reference subjects."""
-        return len(self._scales[0])
+        return len(self.names)
 
     def judged(self, own: Sequence[Tensor]) -> Tensor:
         """Per scale (layers, D, H, W) scores of a study -> (D, H, W), calibrated by all here."""
@@ -119,14 +121,24 @@ def score_against(
         raise InsufficientReference(
             f"{len(batch)} reference subjects for {name}: the method needs {MIN_REFERENCE} at least"
         )
-    used = without_outliers(files, batch, spec) if spec.outlier_limit > 0 else tuple(batch)
+    used = used_of(files, batch, spec)
     source = GuardedFiles(files, [name, *used], spec, spec.guard) if spec.guard else files
-    own = _grids(source, name, used, spec)
-    reference = _reference(source, used, spec, progress)
-    return BatchScores(fuse(own), reference.judged(own), reference, used)
+    return score_with(source, name, reference_scores(source, used, spec, progress), spec)
 
 
-def _reference(
+def score_with(
+    source: ReferenceFiles | GuardedFiles, name: str, reference: ReferenceScores, spec: ScoringSpec
+) -> BatchScores:
+    """Score a subject against a batch whose own scores are there: they are the same for each.
+
+    Not with the guard, which looks at the subject and its batch together. Raises as
+    `score_against`.
+    """
+    own = _grids(source, name, reference.names, spec)
+    return BatchScores(fuse(own), reference.judged(own), reference, reference.names)
+
+
+def reference_scores(
     source: ReferenceFiles | GuardedFiles,
     batch: Sequence[str],
     spec: ScoringSpec,
@@ -142,7 +154,12 @@ def _reference(
         for scale, grid in zip(scales, grids, strict=True):
             scale[done] = grid if spec.calibration == "none" else centred(grid)
         progress((done + 1) / len(batch))
-    return ReferenceScores(scales, spec)
+    return ReferenceScores(batch, scales, spec)
+
+
+def used_of(files: ReferenceFiles, batch: Sequence[str], spec: ScoringSpec) -> tuple[str, ...]:
+    """Return which of the batch judge: all, or `without_outliers` if the method says so."""
+    return without_outliers(files, batch, spec) if spec.outlier_limit > 0 else tuple(batch)
 
 
 def without_outliers(
@@ -156,7 +173,7 @@ def without_outliers(
     """
     used, least = list(batch), max(MIN_REFERENCE, (len(batch) + 1) // 2)
     while len(used) > least:
-        reference = _reference(files, used, spec)
+        reference = reference_scores(files, used, spec)
         scores = torch.tensor([subject_score(grid, spec.subject_share) for grid in reference])
         if not bool(outliers(scores, spec.outlier_limit).any()):
             break

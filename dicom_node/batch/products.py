@@ -59,7 +59,7 @@ def map_scores(by: Recipe, source: Volume, subject: Subject, scores: BatchScores
     place = (depth, height, width), torch.from_numpy(source.affine)
     calibrated = map_on_source(scores.calibrated, subject, by.method, *place).numpy()
     raw = map_on_source(scores.raw, subject, by.method, *place).numpy()
-    threshold = _high(scores) if by.findings.threshold is None else by.findings.threshold
+    threshold = high(scores) if by.findings.threshold is None else by.findings.threshold
     found, labels = findings.locate(
         calibrated,
         source.affine,
@@ -70,7 +70,7 @@ def map_scores(by: Recipe, source: Volume, subject: Subject, scores: BatchScores
     return Mapped(source, subject, scores, calibrated, raw, threshold, found, labels)
 
 
-def _high(scores: BatchScores) -> float:
+def high(scores: BatchScores) -> float:
     """Return what is high among the other subjects' own token scores."""
     known = torch.cat([grid[grid.isfinite()] for grid in scores.reference]).sort().values
     return float(known[round(_HIGH_SHARE * (known.numel() - 1))])

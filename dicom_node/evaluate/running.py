@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from dicom_node.anomaly.anomaly_map import subject_score
+from dicom_node.batch import products
 from dicom_node.config import digest
 from dicom_node.errors import NonFiniteScores
 from dicom_node.evaluate import cohort as cohorts
@@ -23,12 +22,17 @@ from dicom_node.evaluate.outcomes import Judged, Outcome
 from dicom_node.evaluate.plan import Setting, Way
 from dicom_node.evaluate.splits import Folds, Member
 from dicom_node.reference_files import ReferenceFiles
-from dicom_node.scoring import BatchScores, score_against
+from dicom_node.scoring import (
+    MIN_REFERENCE,
+    BatchScores,
+    reference_scores,
+    score_against,
+    score_with,
+    used_of,
+)
 
 #: raise it with every change that changes an outcome
 _VERSION = 1
-#: of the batch's own token scores, where the method has no threshold: batch mode's rule
-_HIGH_SHARE = 0.995
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +114,10 @@ class Runner:
     def _made(self, run: Run, batch: Sequence[Member], tests: Sequence[Member]) -> list[Outcome]:
         """Score the test subjects one after the other."""
         keys = sorted(member.key for member in batch)
-        judge = self._own_judge(run.way, keys)
         if run.way.peer:
             judge = peers.peer(run.way.peer, self.work, keys)
+        else:
+            judge = self._own_judge(run.way, keys)
         recipe = self.work.recipe
         size = recipe.method.grid.spacing_mm, recipe.findings.min_volume_ml
         made = []
@@ -128,19 +133,25 @@ class Runner:
         return _Method(self.work, files, way, batch)
 
 
-@dataclass(frozen=True, slots=True)
 class _Method:
     """The method itself, as a peer among the others."""
 
-    work: Work
-    files: ReferenceFiles
-    way: Way
-    batch: Sequence[str]
+    def __init__(self, work: Work, files: ReferenceFiles, way: Way, batch: Sequence[str]) -> None:
+        """Score the batch itself once for all test subjects, where these have no part in it."""
+        self.work, self.files, self.way, self.batch = work, files, way, batch
+        self._reference = None
+        if way.scoring.guard is None and len(batch) >= MIN_REFERENCE:
+            used = used_of(files, batch, way.scoring)
+            self._reference = reference_scores(files, used, way.scoring)
+
+    def _scores(self, key: str) -> BatchScores:
+        if self._reference is None:
+            return score_against(self.files, key, self.batch, self.way.scoring)
+        return score_with(self.files, key, self._reference, self.way.scoring)
 
     def judge(self, key: str) -> Judged:
         """Return the calibrated map and the subject score of a kept subject."""
-        scoring = self.way.scoring
-        scores = score_against(self.files, key, self.batch, scoring)
+        scoring, scores = self.way.scoring, self._scores(key)
         try:
             score = subject_score(scores.calibrated, scoring.subject_share)
         except ValueError as error:
@@ -153,5 +164,4 @@ class _Method:
         fixed = self.work.recipe.findings.threshold
         if fixed is not None and self.way.scoring.calibration != "none":
             return fixed
-        known = torch.cat([grid[grid.isfinite()] for grid in scores.reference]).sort().values
-        return float(known[round(_HIGH_SHARE * (known.numel() - 1))])
+        return products.high(scores)
