@@ -92,6 +92,8 @@ class Encoder(Section):
     file: Path | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    #: torch.compile: a minute when a worker starts, and a C++ compiler (or Triton) on the machine
+    compile: bool = False
     axes: tuple[Literal["axial", "coronal", "sagittal"], ...] = ("axial", "coronal", "sagittal")
     #: coarse to fine; what is not given follows the weights' card
     scales: tuple[Scale, ...] | None = None

@@ -107,12 +107,16 @@ class Methods:
         # for the whole process: the matching shares these threads
         torch.set_num_threads(self.config.scoring.threads or torch.get_num_threads())
         try:
-            return build_encoder(self.encoder_spec, self._weights.state(), settings.device)
+            state = self._weights.state()
+            return build_encoder(
+                self.encoder_spec, state, settings.device, compiled=settings.compile
+            )
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             why = " ".join(str(error).split())[:300]  # torch lists every tensor, one a line
+            compiled = " and encoder.compile = true" if settings.compile else ""
             raise ConfigError(
                 f"encoder.model {settings.model} cannot be loaded with the weights "
-                f"{self._weights.card.name} on encoder.device {settings.device}: {why}"
+                f"{self._weights.card.name} on encoder.device {settings.device}{compiled}: {why}"
             ) from error
 
     @cached_property

@@ -62,17 +62,23 @@ def hub_state(name: str) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def build_encoder(spec: EncoderSpec, state: Mapping[str, Tensor], device: str) -> Encoder:
+def build_encoder(
+    spec: EncoderSpec, state: Mapping[str, Tensor], device: str, *, compiled: bool = False
+) -> Encoder:
     """Build the timm model of `spec`, load `state` strictly, freeze it on `device`.
 
     Strictly: a tensor that is missing would stay random, and give scores without complaint. Raises
-    RuntimeError where the state does not fit the model.
+    RuntimeError where the state does not fit the model, or `compiled` is asked for and torch finds
+    no compiler.
     """
     model = timm.create_model(
         spec.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True
     )
     model.load_state_dict(dict(state), strict=True)
-    return Encoder(spec, model, device)
+    encoder = Encoder(spec, model, device)
+    if compiled:
+        encoder.compile()
+    return encoder
 
 
 def native_bfloat16(device: str) -> bool:
@@ -103,6 +109,22 @@ class Encoder:
         self._model = model.eval().requires_grad_(requires_grad=False).to(device, self.dtype)
         self._mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std).view(1, 3, 1, 1)
+
+    def compile(self) -> None:
+        """Let `torch.compile` fuse the blocks, here and now; features change within rounding.
+
+        Block by block, whose code is one: the sequences of kept patches differ in length from slice
+        to slice, and the whole model would be compiled again for many of them. Takes a minute. On
+        the CPU it gains nothing that could be measured, so that it is for other devices. Raises
+        RuntimeError where there is no compiler, rather than when the first study comes.
+        """
+        for block in self._model.blocks:  # type: ignore[union-attr]
+            block.compile(dynamic=True)
+        edge = 4 * self.spec.patch_size
+        slices, some = torch.zeros(2, edge, edge), torch.ones(2, 4, 4, dtype=torch.bool)
+        some[0, 0] = False  # with a mask of attention and without: both are compiled
+        for kept in (some, torch.ones_like(some)):
+            self.encode(slices, kept, ScaleSpec(1, 2, (self.depth - 1,)))
 
     @torch.inference_mode()
     def encode(

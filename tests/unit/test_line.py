@@ -9,6 +9,7 @@ import timm
 from safetensors.torch import save_file
 
 from dicom_node import nifti
+from dicom_node.anomaly.encoder import Encoder as FrozenEncoder
 from dicom_node.anomaly.spec import (
     ALIGNED_SEARCH,
     FREE_SEARCH,
@@ -110,6 +111,7 @@ def test_what_shapes_a_score_or_a_finding_leaves_the_batch_as_it_is(make, sectio
         ("protocol", {"mode": "shadow"}),
         ("protocol", {"min_reference": 4}),
         ("node", {"ae_title": "OTHER"}),
+        ("encoder", {"compile": True}),
     ],
 )
 def test_what_shapes_neither_leaves_both_names(make, section, values):
@@ -151,6 +153,16 @@ def test_a_device_that_is_not_there_is_an_error_of_the_configuration(make):
     line = make(encoder={"device": "cuda:99"})
     with pytest.raises(ConfigError, match=r"on encoder\.device cuda:99"):
         _ = line.encoder
+
+
+def test_a_machine_without_a_compiler_is_told_so_when_the_worker_starts(make, monkeypatch):
+    def nothing(_encoder):
+        raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found")
+
+    monkeypatch.setattr(FrozenEncoder, "compile", nothing)
+    with pytest.raises(ConfigError, match=r"encoder\.compile.*InvalidCxxCompiler"):
+        _ = make(encoder={"compile": True}).encoder
+    assert make().encoder.depth == 12
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Slices -> patch features -> tokens: which place a token is of, what it sees, what is refused."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as nnf
+from torch._dynamo.utils import counters
 
 from dicom_node.anomaly import foreground, intensity, spec
 from dicom_node.anomaly.encoder import Encoder
@@ -273,3 +275,20 @@ def test_blocks_after_the_last_wanted_one_are_not_run(encoder, monkeypatch):
     assert encoder.encode(pictures, kept, ScaleSpec(1, 1, (0,))).shape == (1, 1, 2, 2, 48)
     with pytest.raises(AssertionError, match="run"):
         encoder.encode(pictures, kept, ScaleSpec(1, 1, (1,)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_features_and_are_not_compiled_for_each_length():
+    plain, compiled = tiny_encoder(), tiny_encoder()
+    compiled.compile()
+    pictures = torch.rand(6, 64, 48, generator=torch.Generator().manual_seed(8))
+    kept = torch.ones(6, 8, 6, dtype=torch.bool)
+    for at in range(6):
+        kept[at, : at + 1, : 6 - at] = False
+    before = counters["stats"]["unique_graphs"]
+    for batch in (1, 2, 6):
+        expected = plain.encode(pictures, kept, FINE, batch=batch)
+        found = compiled.encode(pictures, kept, FINE, batch=batch)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] - before <= 2, "batches of 1 and of more"
