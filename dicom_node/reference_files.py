@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dicom_node import durable
-from dicom_node.anomaly.matching import match
+from dicom_node.anomaly.matching import LaidOut, lay_out, match_laid_out
 from dicom_node.anomaly.running_average import RunningAverage
 from dicom_node.anomaly.similarity import interval_average
 from dicom_node.anomaly.spec import SearchSpec
@@ -112,7 +112,7 @@ class ReferenceFiles:
         """
         missing = [other for other in others if not self.pair_file(name, other).exists()]
         if missing:
-            own = self._on_device(name)
+            own = self._laid_out(name)
             for other in missing:
                 forward, backward = self._measured(name, own, other)
                 self._keep(name, other, forward)
@@ -123,21 +123,29 @@ class ReferenceFiles:
             torch.stack([pair[str(scale)] for pair in kept]) for scale in range(len(kept[0]))
         )
 
-    def _measured(self, name: str, own: Sequence[Tokens], other: str) -> tuple[Scales, Scales]:
+    def _measured(self, name: str, own: LaidOut, other: str) -> tuple[Scales, Scales]:
         """Return the distances of `own`, the tokens of `name`, to `other`, and those back."""
         try:
-            forward, backward = match(own, self._on_device(other), self._search)
-        except ValueError as error:  # the restricted search looks at its tokens first
+            forward, backward = match_laid_out(own, self._laid_out(other), self._search)
+        except ValueError as error:
             raise NonFiniteScores(f"distances of {name} to {other}: {error}") from error
         # both: an infinite token is nobody's nearest, and shows in its own distances alone
         if not all(bool(distances.isfinite().all()) for distances in (*forward, *backward)):
             raise NonFiniteScores(f"distances of {name} to {other} are not finite")
         return tuple(one.cpu() for one in forward), tuple(one.cpu() for one in backward)
 
-    def _on_device(self, name: str) -> tuple[Tokens, ...]:
-        """Read the tokens of a subject to where they are compared; their places stay on the CPU."""
+    def _laid_out(self, name: str) -> LaidOut:
+        """Read the tokens of a subject to where they are compared; their places stay on the CPU.
+
+        Raises NonFiniteScores where the restricted search, which looks at its tokens first, finds
+        one that is no number.
+        """
         loaded = self.load_tokens(name)
-        return tuple(replace(scale, values=scale.values.to(self._device)) for scale in loaded)
+        moved = [replace(scale, values=scale.values.to(self._device)) for scale in loaded]
+        try:
+            return lay_out(moved, self._search)
+        except ValueError as error:
+            raise NonFiniteScores(f"tokens of {name}: {error}") from error
 
     def averages(self, name: str, others: Sequence[str], share: float) -> Scales:
         """Return per scale (layers, n): the mean distance to the nearest share of `others`.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,10 +20,38 @@ _EXHAUSTIVE_ROWS = 512
 Distances = tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """One subject as it is compared: made once, whoever it meets."""
+
+    #: per scale, coarse to fine
+    tokens: tuple[Tokens, ...]
+    #: per scale; None where every token of the other is a candidate
+    blocks: tuple[Blocks | None, ...]
+
+
+def lay_out(tokens: Sequence[Tokens], search: SearchSpec) -> LaidOut:
+    """Lay the scales that `search` restricts out by the cells of the next coarser one.
+
+    Raises ValueError as `Blocks.of` and `Cells.of` do.
+    """
+    finer = [
+        blocks_of(fine, coarse) if search.n_cells else None for coarse, fine in pairwise(tokens)
+    ]
+    return LaidOut(tuple(tokens), (None, *finer))
+
+
 def match(
     queries: Sequence[Tokens], keys: Sequence[Tokens], search: SearchSpec
 ) -> tuple[Distances, Distances]:
-    """Tokens of two subjects -> per scale (layers, n) distance to the other's nearest token.
+    """Match two subjects that are met once: `match_laid_out` of their tokens."""
+    return match_laid_out(lay_out(queries, search), lay_out(keys, search), search)
+
+
+def match_laid_out(
+    queries: LaidOut, keys: LaidOut, search: SearchSpec
+) -> tuple[Distances, Distances]:
+    """Two subjects, laid out for `search` -> per scale (layers, n) distance to the nearest token.
 
     The second is that of the keys to the queries: one product gives both. Layers are matched each
     for itself. The coarsest tokens are compared with all others, finer ones too unless `search`
@@ -29,13 +59,13 @@ def match(
     is one device; the indices are on the CPU. Raises ValueError for an empty set.
     """
     both = []
-    for scale, (own, other) in enumerate(zip(queries, keys, strict=True)):
-        if scale == 0 or search.n_cells == 0:
+    for scale, (own, other) in enumerate(zip(queries.tokens, keys.tokens, strict=True)):
+        blocks = queries.blocks[scale], keys.blocks[scale]
+        if blocks[0] is None or blocks[1] is None:
             both.append(_exhaustive(own, other, search.chunk))
         else:
-            near = near_cells(queries[scale - 1], keys[scale - 1], search)
-            blocks = blocks_of(own, queries[scale - 1]), blocks_of(other, keys[scale - 1])
-            both.append(mutual_nearest_among(*blocks, near, search.chunk))
+            near = near_cells(queries.tokens[scale - 1], keys.tokens[scale - 1], search)
+            both.append(mutual_nearest_among(blocks[0], blocks[1], near, search.chunk))
     return tuple(forward for forward, _ in both), tuple(backward for _, backward in both)
 
 
