@@ -128,7 +128,7 @@ def test_distances_that_are_no_numbers_are_raised_and_not_kept(tmp_path, search,
     files.save_subject("bad", made)
     for name in names:
         for asked in ((name, ["bad"]), ("bad", [name])):
-            with pytest.raises(NonFiniteScores, match="of .*bad"):
+            with pytest.raises(NonFiniteScores, match=r"of .*bad"):
                 files.distances(*asked)
     assert list(tmp_path.glob("distances/**/*.safetensors")) == []
 
