@@ -334,6 +334,9 @@ def cohort(
         tuple[float, float],
         typer.Option(min=1.0, max=11.0, help="Least and greatest radius of lesions in heads."),
     ] = (6.5, 11.0),
+    shared: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--shared", help="The lesioned heads all have the same lesion.")
+    ] = False,
 ) -> None:
     """Write made subjects and their lesions as NIfTI files, to try `score` on.
 
@@ -349,7 +352,7 @@ def cohort(
 
     plan = (folder, n_normal, n_lesioned, seed)
     if chest is None:
-        heads = write_cohort(load_template(cache_folder()), *plan, radius_mm)
+        heads = write_cohort(load_template(cache_folder()), *plan, radius_mm, shared=shared)
         _say_made(heads, n_normal + n_lesioned)
     else:
         _say_made(write_chests(load_chest(chest), *plan), n_normal + n_lesioned)

@@ -29,6 +29,8 @@ _TEMPLATE = WheelFile(
 _PLANS = ((0.5,), (1.7,), (1.7, 0.5))
 #: least and greatest mean radius of a lesion: 1 to 6 ml
 RADIUS_MM = (6.5, 11.0)
+#: of the lesion that heads share: its brightness, and the LPS place in mm that it is nearest to
+_SHARED_CONTRAST, _SHARED_MM = 0.5, (26.0, -20.0, 26.0)
 #: slices are thicker than pixels are wide, as in the clinic
 _SLICE_MM = 2.0
 _SPACING_MM = 1.0
@@ -109,6 +111,8 @@ def make_cohort(
     n_lesioned: int,
     seed: int,
     radius_mm: tuple[float, float] = RADIUS_MM,
+    *,
+    shared: bool = False,
 ) -> Iterator[Head]:
     """Make `n_normal` heads without lesions and `n_lesioned` with one or two, interleaved.
 
@@ -120,6 +124,9 @@ def make_cohort(
         Of the cohort; head k has the seed 1000 * seed + k, and is made when it is asked for.
     radius_mm
         Least and greatest mean radius of a lesion.
+    shared
+        All lesioned heads have the same dark lesion, as far as heads are alike: what a method that
+        looks for the like in others cannot see by itself.
     """
     total = n_normal + n_lesioned
     places = ((number + 0.5) * total / n_lesioned for number in range(n_lesioned))
@@ -131,6 +138,7 @@ def make_cohort(
             seed * 1000 + number,
             with_lesions=number in lesioned,
             radius_mm=radius_mm,
+            shared=shared,
         )
 
 
@@ -140,6 +148,7 @@ def make_head(
     *,
     with_lesions: bool,
     radius_mm: tuple[float, float] = RADIUS_MM,
+    shared: bool = False,
 ) -> Head:
     """Make one subject: another shape, contrast, bias field and noise for each seed.
 
@@ -147,6 +156,8 @@ def make_head(
     ----------
     with_lesions
         Plant one or two, each half or 1.7 times as bright as its surroundings.
+    radius_mm, shared
+        As `make_cohort` takes them.
 
     Raises
     ------
@@ -160,7 +171,12 @@ def make_head(
     voxels = voxels ** random.uniform(0.85, 1.15)
     voxels *= 1 + 0.03 * _smooth_field(voxels.shape, 4.0, random)
     lesions: list[Lesion] = []
-    if with_lesions:
+    if with_lesions and shared:
+        radius, near = sum(radius_mm) / 2, np.linalg.solve(affine, [*_SHARED_MM, 1.0])[:3]
+        lesions.append(
+            _plant(voxels, brain, affine, _SHARED_CONTRAST, radius, (), random, near=near)
+        )
+    elif with_lesions:
         for contrast in _PLANS[random.integers(len(_PLANS))]:
             radius = random.uniform(*radius_mm)
             lesions.append(_plant(voxels, brain, affine, contrast, radius, lesions, random))
@@ -237,13 +253,14 @@ def _plant(
     radius: float,
     planted: Sequence[Lesion],
     random: np.random.Generator,
+    near: NDArray[np.floating] | None = None,
 ) -> Lesion:
-    """Plant a soft-edged, irregular blob well inside the brain, in place.
+    """Plant a soft-edged, irregular blob well inside the brain, in place; as near to `near` as may.
 
     Its level is `contrast` times the mean of the shell 3 to 8 mm outside its mean radius.
     """
     others = [np.linalg.solve(affine, [*lesion.centre_mm, 1.0])[:3] for lesion in planted]
-    centre = _choose_centre(voxels, brain, radius, others, random)
+    centre = _choose_centre(voxels, brain, radius, others, random, near)
     from_centre = [
         ((axis - at) * edge) ** 2
         for axis, at, edge in zip(np.ogrid[_all_of(voxels)], centre, _GRID_MM, strict=True)
@@ -272,8 +289,11 @@ def _choose_centre(
     radius: float,
     others: Sequence[NDArray[np.floating]],
     random: np.random.Generator,
+    near: NDArray[np.floating] | None = None,
 ) -> NDArray[np.int64]:
     """Return an index deep in white matter and away from `others`; raises NodeError without one.
+
+    Drawn from all such places, or the nearest to the index `near`.
 
     Bright grey matter looks like white matter, dark tissue like fluid: nobody can see such a
     lesion, so one is planted where its level is one that the brain does not have.
@@ -286,6 +306,11 @@ def _choose_centre(
     local = ndimage.gaussian_filter(voxels, radius / _GRID_MM)[box]
     places = np.argwhere((depth > radius + 6) & (local > 0.72) & (local < 0.9))
     places += [part.start for part in box]
+    if near is not None and len(places):
+        nearest: NDArray[np.int64] = places[
+            np.linalg.norm((places - near) * _GRID_MM, axis=1).argmin()
+        ]
+        return nearest
     for _ in range(1000 if len(places) else 0):
         centre: NDArray[np.int64] = places[random.integers(len(places))]
         apart = [np.linalg.norm((centre - other) * _GRID_MM) for other in others]

@@ -19,13 +19,15 @@ def write_cohort(
     n_lesioned: int,
     seed: int,
     radius_mm: tuple[float, float] = RADIUS_MM,
+    *,
+    shared: bool = False,
 ) -> Iterator[Head]:
     """Write each head as ``NAME_t1.nii.gz`` beside ``NAME_label.nii.gz``, and yield it.
 
     The label of a healthy head is zero everywhere: that it has no lesion is known too.
     """
     durable.make_folder(folder)
-    for head in make_cohort(template, n_normal, n_lesioned, seed, radius_mm):
+    for head in make_cohort(template, n_normal, n_lesioned, seed, radius_mm, shared=shared):
         voxels = head.voxels.astype(np.int16)  # 0..4095
         nifti.write(folder / f"{head.name}_t1.nii.gz", voxels, head.affine, "made head")
         nifti.write(folder / f"{head.name}_label.nii.gz", _label(head), head.affine, "its lesions")

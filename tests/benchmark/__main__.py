@@ -15,7 +15,7 @@ import torch
 
 from tests.benchmark.measure import THREADS, Setting, say
 
-NAMES = ("encode", "match", "musc", "reference_mode", "growth")
+NAMES = ("encode", "match", "musc", "reference_mode", "growth", "registration")
 
 
 def main():

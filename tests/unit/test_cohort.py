@@ -131,6 +131,17 @@ def test_lesions_have_the_radius_that_is_asked_for(template):
         assert 2.0 < (lesion.volume_ml * 1000 * 3 / 4 / np.pi) ** (1 / 3) < 5.0
 
 
+def test_heads_that_share_a_lesion_have_it_at_the_same_place_and_of_the_same_size(template):
+    heads = [make_head(template, seed, with_lesions=True, shared=True) for seed in (1, 2)]
+    (one,), (other,) = (head.lesions for head in heads)
+    assert one.contrast == other.contrast
+    assert np.linalg.norm(np.subtract(one.centre_mm, other.centre_mm)) < 12
+    assert 0.7 < one.volume_ml / other.volume_ml < 1.4
+    assert _dice(heads[0].voxels > 50, heads[1].voxels > 50) < 0.99
+    again = make_head(template, 1, with_lesions=True)
+    assert again.lesions[0].centre_mm != one.centre_mm
+
+
 def test_a_head_without_room_for_a_lesion_says_so():
     grey = np.full((10, 20, 20), 0.8, dtype=np.float32)
     brain = np.zeros(grey.shape, dtype=bool)
@@ -145,8 +156,8 @@ def test_a_head_without_room_for_a_lesion_says_so():
 def test_a_cohort_has_as_many_of_each_as_asked(monkeypatch, n_normal, n_lesioned):
     made = []
 
-    def remember(_template, seed, *, with_lesions, radius_mm):
-        assert radius_mm == cohort.RADIUS_MM
+    def remember(_template, seed, *, with_lesions, radius_mm, shared):
+        assert (radius_mm, shared) == (cohort.RADIUS_MM, False)
         made.append((seed, with_lesions))
 
     monkeypatch.setattr(cohort, "make_head", remember)
