@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic import ValidationError as _ValidationError
 
-from dicom_node.config_types import AETitle, Bytes, Port, Seconds, Section, Share
+from dicom_node.config_types import AETitle, Bytes, Port, Scale, Seconds, Section, Share
 from dicom_node.errors import ConfigError
 from dicom_node.protocol_config import Protocol
 
@@ -72,15 +72,6 @@ class Completion(Section):
         if self.cap < self.quiet:
             raise ValueError("completion.cap must not be shorter than completion.quiet")
         return self
-
-
-class Scale(Section):
-    """One of ``encoder.scales``: a size of token."""
-
-    upsampling: Literal[1, 2] = 1
-    slices_per_token: Annotated[int, Field(ge=1, le=14)] = 1
-    #: 0-based blocks; empty takes those of the weights' card
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class Encoder(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
@@ -34,3 +34,12 @@ class Section(BaseModel):
     """A section of the file: frozen, unknown keys are errors, numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Scale(Section):
+    """One of ``encoder.scales``, or of a protocol's: a size of token."""
+
+    upsampling: Literal[1, 2] = 1
+    slices_per_token: Annotated[int, Field(ge=1, le=14)] = 1
+    #: 0-based blocks; empty takes those of the weights' card
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()

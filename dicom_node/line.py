@@ -7,6 +7,7 @@ models become the frozen specs of :mod:`dicom_node.anomaly` here and nowhere els
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from dicom_node.alignment import template_from_nifti
 from dicom_node.anomaly.encoder import Encoder, build_encoder
 from dicom_node.anomaly.spec import (
     ALIGNED_SEARCH,
+    ANALOGUE_SEARCH,
     FREE_SEARCH,
     TOKEN_VERSION,
     EncoderSpec,
@@ -32,6 +34,7 @@ from dicom_node.anomaly.spec import (
 )
 from dicom_node.anomaly.tokens import check_grid, default_scales
 from dicom_node.config import NodeConfig, digest
+from dicom_node.config_types import Scale
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.folders import Folders
 from dicom_node.placement import Placing
@@ -68,9 +71,10 @@ class Methods:
         """Refuse a grid into which the tokens do not fit, before the first series fails of it."""
         grid = self.method(protocol).grid
         try:
-            coarsest = self.token_spec.pitches(self.encoder_spec.patch_size)[0]
+            coarsest = self.token_spec(protocol).pitches(self.encoder_spec.patch_size)[0]
         except ValueError as error:
-            raise ConfigError(f"encoder.scales: {error}") from error
+            where = "encoder." if protocol.scales is None else f"[[protocol]] {protocol.name}: "
+            raise ConfigError(f"{where}scales: {error}") from error
         try:
             check_grid(grid.shape, coarsest)
         except ValueError as error:
@@ -119,21 +123,19 @@ class Methods:
                 f"{self._weights.card.name} on encoder.device {settings.device}{compiled}: {why}"
             ) from error
 
-    @cached_property
-    def token_spec(self) -> TokenSpec:
-        """How tokens are made, for every protocol alike."""
+    def token_spec(self, of: Protocol) -> TokenSpec:
+        """Return how the tokens of a protocol are made."""
         encoder = self.config.encoder
         return TokenSpec(
-            scales=self._scales(),
+            scales=self._scales(encoder.scales if of.scales is None else of.scales),
             axes=tuple(_AXES[axis] for axis in encoder.axes),
             projection_dim=encoder.projection_dim,
             seed=encoder.seed,
         )
 
-    def _scales(self) -> tuple[ScaleSpec, ...]:
+    def _scales(self, given: Sequence[Scale] | None) -> tuple[ScaleSpec, ...]:
         """Return the configured scales; by default those of `default_scales`."""
         layers = self._weights.card.layers
-        given = self.config.encoder.scales
         if given is None:
             return default_scales(layers)
         return tuple(
@@ -147,7 +149,7 @@ class Methods:
         return MethodSpec(
             grid=GridSpec(of.extent_mm, of.spacing_mm),
             intensity=IntensitySpec(of.intensity, of.window_hu),
-            tokens=self.token_spec,
+            tokens=self.token_spec(of),
             search=_search(of),
             scoring=ScoringSpec(
                 nearest_share=scoring.nearest_share,
@@ -241,6 +243,8 @@ class Line(Methods):
 
 def _search(of: Protocol) -> SearchSpec:
     """Return where a protocol's tokens are compared, by default as its calibration allows."""
+    if of.calibration == "analogue":
+        return ANALOGUE_SEARCH
     usual = ALIGNED_SEARCH if of.calibration == "position" else FREE_SEARCH
     return replace(
         usual,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dicom_node.config_types import Millimetres, Section, ShareOrCount
+from dicom_node.config_types import Millimetres, Scale, Section, ShareOrCount
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -85,7 +85,11 @@ class Protocol(Section):
     template: Path | None = None
     #: what is scored; "brain" of T1-weighted heads, "template" is the template's own foreground
     foreground: Literal["body", "brain", "lung", "template"] = "body"
-    calibration: Literal["position", "none"] = "position"
+    #: against what is usual at the place (subjects in one space) or for the most alike tokens
+    #: (subjects in none: chests); "none": the raw distance
+    calibration: Literal["position", "analogue", "none"] = "position"
+    #: sizes of tokens, where they are others than those of [encoder]
+    scales: tuple[Scale, ...] | None = None
     #: reference subjects this many robust deviations above the batch's median do not judge; 0: all
     outlier_limit: Annotated[float, Field(ge=0)] = 0.0
     #: no analogue from a subject that shares what is unusual; a score costs O(n^2) with it
@@ -113,6 +117,12 @@ class Protocol(Section):
             raise ValueError('foreground = "lung" is of CT: intensity = "hounsfield"')
         if (self.foreground == "brain") > (self.intensity == "percentiles"):
             raise ValueError('foreground = "brain" is of MR: intensity = "percentiles"')
-        if self.calibration == "none" and self.window_cells not in {None, -1}:
+        if self.scales == ():
+            raise ValueError("scales lists at least one size of token")
+        if self.calibration == "analogue" and (self.guard_shared or self.coarse_cells):
+            raise ValueError(
+                'calibration = "analogue" allows neither guard_shared nor coarse_cells'
+            )
+        if self.calibration != "position" and self.window_cells not in {None, -1}:
             raise ValueError('window_cells needs subjects in one space: calibration = "position"')
         return self

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dicom_node import durable
-from dicom_node.anomaly.matching import LaidOut, lay_out, match_laid_out
+from dicom_node.anomaly.matching import LaidOut, lay_out, match_analogues, match_laid_out
 from dicom_node.anomaly.running_average import RunningAverage
 from dicom_node.anomaly.similarity import interval_average
 from dicom_node.anomaly.spec import SearchSpec
@@ -29,6 +29,9 @@ from dicom_node.subject import Subject
 
 #: per scale, coarse to fine
 Scales = tuple[Tensor, ...]
+#: the distances of a pair's tokens by their names; before the scale: which tokens are the nearest
+_Pair = dict[str, Tensor]
+_ANALOGUE = "analogue."
 #: single distances kept of each token, about the K-th smallest
 _WIDTH = 16
 #: more others than this are followed by a state
@@ -50,7 +53,8 @@ class ReferenceFiles:
         self.root, self.fingerprint = root, fingerprint
         self._tokens = root / "tokens" / fingerprint
         #: of what decides which tokens are compared: distances of another search are other numbers
-        self.search_key = how = digest(search.n_cells, search.window_cells)
+        kept = ["analogues"] if search.keep_analogues else []
+        self.search_key = how = digest(search.n_cells, search.window_cells, *kept)
         self._distances = root / "distances" / fingerprint / how
         self._averages = root / "averages" / fingerprint / how
 
@@ -110,6 +114,19 @@ class ReferenceFiles:
         What is not kept yet is measured and kept. `others` is not empty and does not hold `name`.
         Raises NonFiniteScores where a distance is no number: then neither direction is kept.
         """
+        return self._of_pairs(name, others, "")
+
+    def analogues(self, name: str, others: Sequence[str]) -> Scales:
+        """Return per scale (others, layers, n) int32: which token of each other is the nearest.
+
+        Arguments and errors as of `distances`; ValueError where the search does not keep them.
+        """
+        if not self._search.keep_analogues:
+            raise ValueError("the search does not keep which tokens are the nearest")
+        return self._of_pairs(name, others, _ANALOGUE)
+
+    def _of_pairs(self, name: str, others: Sequence[str], kind: str) -> Scales:
+        """Read one kind of tensors of the pairs; measure those that are not kept yet."""
         missing = [other for other in others if not self.pair_file(name, other).exists()]
         if missing:
             own = self._laid_out(name)
@@ -118,21 +135,24 @@ class ReferenceFiles:
                 self._keep(name, other, forward)
                 # a by-product that the leave-one-out maps want
                 self._keep(other, name, backward)
-        kept = [load_file(self.pair_file(name, other)) for other in others]
-        return tuple(
-            torch.stack([pair[str(scale)] for pair in kept]) for scale in range(len(kept[0]))
-        )
+        kept = [_read_pair(self.pair_file(name, other), kind) for other in others]
+        return tuple(torch.stack(scale) for scale in zip(*kept, strict=True))
 
-    def _measured(self, name: str, own: LaidOut, other: str) -> tuple[Scales, Scales]:
-        """Return the distances of `own`, the tokens of `name`, to `other`, and those back."""
+    def _measured(self, name: str, own: LaidOut, other: str) -> tuple[_Pair, _Pair]:
+        """Compare `own`, the tokens of `name`, with `other`: what is kept, there and back."""
+        there = self._laid_out(other)
         try:
-            forward, backward = match_laid_out(own, self._laid_out(other), self._search)
+            if self._search.keep_analogues:
+                found = match_analogues(own, there, self._search)
+                pairs = tuple(_pair(side.distances, side.places) for side in found)
+            else:
+                pairs = tuple(_pair(side) for side in match_laid_out(own, there, self._search))
         except ValueError as error:
             raise NonFiniteScores(f"distances of {name} to {other}: {error}") from error
         # both: an infinite token is nobody's nearest, and shows in its own distances alone
-        if not all(bool(distances.isfinite().all()) for distances in (*forward, *backward)):
+        if not all(bool(tensor.isfinite().all()) for pair in pairs for tensor in pair.values()):
             raise NonFiniteScores(f"distances of {name} to {other} are not finite")
-        return tuple(one.cpu() for one in forward), tuple(one.cpu() for one in backward)
+        return pairs[0], pairs[1]
 
     def _laid_out(self, name: str) -> LaidOut:
         """Read the tokens of a subject to where they are compared; their places stay on the CPU.
@@ -191,12 +211,11 @@ class ReferenceFiles:
             states = tuple(s.insert(d[0], share) for s, d in zip(states, distances, strict=True))
         return states
 
-    def _keep(self, name: str, other: str, distances: Scales) -> None:
+    def _keep(self, name: str, other: str, pair: _Pair) -> None:
         path = self.pair_file(name, other)
         durable.make_folder(path.parent)
-        tensors = {str(scale): one.contiguous() for scale, one in enumerate(distances)}
         with durable.replacing(path) as partial:
-            save_file(tensors, partial)
+            save_file(pair, partial)
 
     def token_file(self, name: str) -> Path:
         """Return where the subject's tokens lie, or will."""
@@ -205,6 +224,20 @@ class ReferenceFiles:
     def pair_file(self, name: str, other: str) -> Path:
         """Return where the distances of one subject's tokens to another subject lie, or will."""
         return self._distances / name / f"{other}.safetensors"
+
+
+def _pair(distances: Scales, places: Scales = ()) -> _Pair:
+    """Name what is kept of a pair."""
+    named = {str(scale): one for scale, one in enumerate(distances)}
+    named |= {f"{_ANALOGUE}{scale}": one for scale, one in enumerate(places)}
+    return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
+
+
+def _read_pair(path: Path, kind: str) -> list[Tensor]:
+    """Read one kind of what is kept of a pair, scale by scale."""
+    with safe_open(path, framework="pt") as opened:
+        n = sum(key.isdigit() for key in opened.keys())  # noqa: SIM118
+        return [opened.get_tensor(f"{kind}{scale}") for scale in range(n)]
 
 
 def _save_states(path: Path, others: Sequence[str], states: tuple[RunningAverage, ...]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dicom_node.analogue_scores import AnalogueScores
 from dicom_node.anomaly.anomaly_map import fuse, subject_score
 from dicom_node.anomaly.calibration import UsualScores, calibrate, centred, to_grid
 from dicom_node.anomaly.contamination import outliers
@@ -45,7 +46,7 @@ class ReferenceScores:
         """Return the number of reference subjects."""
         return len(self.names)
 
-    def judged(self, own: Sequence[Tensor]) -> Tensor:
+    def judged(self, _name: str, own: Sequence[Tensor]) -> Tensor:
         """Per scale (layers, D, H, W) scores of a study -> (D, H, W), calibrated by all here."""
         if self._usual is None:
             return fuse(own)
@@ -85,7 +86,7 @@ class BatchScores:
     #: (D, H, W) each scale and layer calibrated, then fused; equal to raw without calibration
     calibrated: Tensor
     #: per reference subject (D, H, W) its leave-one-out scores, calibrated by the others
-    reference: ReferenceScores | Sequence[Tensor]
+    reference: ReferenceScores | AnalogueScores | Sequence[Tensor]
     #: of the batch, in its order: outliers among them are left out, if the method says so
     used: tuple[str, ...] = ()
 
@@ -127,7 +128,10 @@ def score_against(
 
 
 def score_with(
-    source: ReferenceFiles | GuardedFiles, name: str, reference: ReferenceScores, spec: ScoringSpec
+    source: ReferenceFiles | GuardedFiles,
+    name: str,
+    reference: ReferenceScores | AnalogueScores,
+    spec: ScoringSpec,
 ) -> BatchScores:
     """Score a subject against a batch whose own scores are there: they are the same for each.
 
@@ -135,7 +139,7 @@ def score_with(
     `score_against`.
     """
     own = _grids(source, name, reference.names, spec)
-    return BatchScores(fuse(own), reference.judged(own), reference, reference.names)
+    return BatchScores(fuse(own), reference.judged(name, own), reference, reference.names)
 
 
 def reference_scores(
@@ -143,8 +147,16 @@ def reference_scores(
     batch: Sequence[str],
     spec: ScoringSpec,
     progress: Callable[[float], None] = lambda _share: None,
-) -> ReferenceScores:
-    """Return each subject's own scores against the others of the batch."""
+) -> ReferenceScores | AnalogueScores:
+    """Return each subject's own scores against the others of the batch.
+
+    Raises ValueError for the guard together with the calibration by analogues: an analogue that the
+    guard left out would still say what is usual.
+    """
+    if spec.calibration == "analogue":
+        if isinstance(source, GuardedFiles):
+            raise ValueError("the guard does not go with the calibration by analogues")
+        return AnalogueScores(source, batch, spec, progress)
     scales: list[Tensor] = []
     for done, member in enumerate(batch):
         others = [other for other in batch if other != member]

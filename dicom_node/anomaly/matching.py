@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dicom_node.anomaly.coarse_to_fine import Blocks, Cells, alike, close, mutual_nearest_among
-from dicom_node.anomaly.similarity import mutual_nearest
+from dicom_node.anomaly.similarity import mutual_analogues, mutual_nearest
 from dicom_node.anomaly.spec import SearchSpec
 from dicom_node.anomaly.tokens import Tokens
 
@@ -18,6 +18,16 @@ from dicom_node.anomaly.tokens import Tokens
 _EXHAUSTIVE_ROWS = 512
 #: per scale, coarse to fine, (layers, n)
 Distances = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Analogues:
+    """The nearest tokens of one subject in another."""
+
+    #: per scale (layers, n)
+    distances: Distances
+    #: per scale (layers, n) int32, which of the other's tokens
+    places: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,25 @@ def match_laid_out(
             near = near_cells(queries.tokens[scale - 1], keys.tokens[scale - 1], search)
             both.append(mutual_nearest_among(blocks[0], blocks[1], near, search.chunk))
     return tuple(forward for forward, _ in both), tuple(backward for _, backward in both)
+
+
+def match_analogues(
+    queries: LaidOut, keys: LaidOut, search: SearchSpec
+) -> tuple[Analogues, Analogues]:
+    """Return what `match_laid_out` does, all tokens compared, and which tokens the nearest are."""
+    rows = min(search.chunk, _EXHAUSTIVE_ROWS)
+    both = [
+        [mutual_analogues(q, k, rows) for q, k in zip(own.values, other.values, strict=True)]
+        for own, other in zip(queries.tokens, keys.tokens, strict=True)
+    ]
+    forward, backward = (
+        Analogues(
+            tuple(torch.stack([layer[side].distances for layer in scale]) for scale in both),
+            tuple(torch.stack([layer[side].places for layer in scale]) for scale in both),
+        )
+        for side in (0, 1)
+    )
+    return forward, backward
 
 
 def blocks_of(fine: Tokens, coarse: Tokens) -> Blocks:

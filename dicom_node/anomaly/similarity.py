@@ -9,6 +9,8 @@ no search window.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,10 +25,52 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
     """
     if queries.shape[0] == 0 or keys.shape[0] == 0:
         raise ValueError("mutual similarity needs tokens on both sides")
-    queries, keys = queries.float(), keys.float()
+    forward = queries.new_empty(queries.shape[0], dtype=torch.float32)
+    backward = keys.new_full((keys.shape[0],), math.inf, dtype=torch.float32)
+    for start, squared in _squared_distances(queries.float(), keys.float(), chunk):
+        forward[start : start + len(squared)] = squared.amin(1)
+        backward = torch.minimum(backward, squared.amin(0))
+    return forward.clamp_(min=0).sqrt_(), backward.clamp_(min=0).sqrt_()
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The nearest tokens of another subject."""
+
+    #: (n,) Euclidean, fp32
+    distances: Tensor
+    #: (n,) int32, which of the other's tokens it is; the first of equals in its chunk
+    places: Tensor
+
+
+def mutual_analogues(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Nearest, Nearest]:
+    """Return what `mutual_nearest` does, and which tokens the nearest are; raises as it does."""
+    if queries.shape[0] == 0 or keys.shape[0] == 0:
+        raise ValueError("mutual similarity needs tokens on both sides")
+    forward: list[Tensor] = []
+    found: list[Tensor] = []
+    backward = keys.new_full((keys.shape[0],), math.inf, dtype=torch.float32)
+    places = torch.zeros_like(backward, dtype=torch.int64)
+    for start, squared in _squared_distances(queries.float(), keys.float(), chunk):
+        least, where = squared.min(1)
+        forward.append(least)
+        found.append(where)
+        least, where = squared.min(0)
+        nearer = least < backward
+        backward = torch.where(nearer, least, backward)
+        places = torch.where(nearer, where + start, places)
+    return (
+        Nearest(torch.cat(forward).clamp_(min=0).sqrt_(), torch.cat(found).int()),
+        Nearest(backward.clamp_(min=0).sqrt_(), places.int()),
+    )
+
+
+def _squared_distances(queries: Tensor, keys: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield where each chunk of the queries begins, and its (rows, m) distances to all keys.
+
+    They are overwritten by the next chunk's.
+    """
     key_norm = keys.square().sum(1)
-    forward = queries.new_empty(queries.shape[0])
-    backward = keys.new_full((keys.shape[0],), math.inf)
     # one space for all chunks: fresh memory for each costs more than the sums
     space = queries.new_empty(min(chunk, queries.shape[0]), keys.shape[0])
     for start in range(0, queries.shape[0], chunk):
@@ -34,9 +78,7 @@ def mutual_nearest(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Tensor, T
         # ||q||^2 + ||k||^2 - 2 q.k, the sum in one pass of the product
         squared = torch.addmm(key_norm[None], part, keys.T, alpha=-2.0, out=space[: len(part)])
         squared += part.square().sum(1, keepdim=True)
-        forward[start : start + len(part)] = squared.amin(1)
-        backward = torch.minimum(backward, squared.amin(0))
-    return forward.clamp_(min=0).sqrt_(), backward.clamp_(min=0).sqrt_()
+        yield start, squared
 
 
 def n_nearest(n_others: int, share: float) -> int:

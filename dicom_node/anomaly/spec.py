@@ -103,6 +103,9 @@ class SearchSpec:
     window_cells: int = -1
     #: queries compared at once; bounds memory, never changes a distance
     chunk: int = 2048
+    #: keep which token is the nearest, too, as the calibration by analogues needs; all tokens are
+    #: compared then
+    keep_analogues: bool = False
 
 
 #: for subjects in one space: measured rank correlation with the exhaustive search 0.997 and above
@@ -110,6 +113,8 @@ class SearchSpec:
 ALIGNED_SEARCH = SearchSpec(n_cells=8, window_cells=1)
 #: for subjects in no common space: 0.985 at 8 to 12 %
 FREE_SEARCH = SearchSpec(n_cells=32)
+#: for the calibration by analogues
+ANALOGUE_SEARCH = SearchSpec(keep_analogues=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,8 @@ class ScoringSpec:
 
     #: share rho of the other subjects that is averaged: K = max(1, ceil(rho (B - 1)))
     nearest_share: float = 0.3
-    #: "position" (what is usual at that place among the reference) or "none" (raw distance)
+    #: "position" (what is usual at that place among the reference), "analogue" (how unusual the
+    #: nearest tokens are themselves, wherever they lie) or "none" (raw distance)
     calibration: str = "position"
     #: least scale of the calibration, as a share of the median scale over the foreground
     scale_floor: float = 0.5

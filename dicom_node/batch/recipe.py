@@ -16,9 +16,12 @@ from dicom_node.anomaly.tokens import check_grid
 from dicom_node.config import NodeConfig, digest
 from dicom_node.errors import ConfigError, NoMatchingProtocol
 from dicom_node.line import Methods
-from dicom_node.placement import Placing
+from dicom_node.placement import Foreground, Placing
 from dicom_node.protocol_config import Match, Protocol
 from dicom_node.volume import Volume
+
+#: what a preset scores, if not the body
+_FOREGROUND: dict[str, Foreground] = {"ct": "lung"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:
         check_grid(method.grid.shape, pitches[0])
     except ValueError as error:
         raise ConfigError(f"--preset {name}: {error}") from error
-    token_fingerprint = methods.token_digest(method, Placing())
+    placing = Placing(_FOREGROUND.get(name, "body"))
+    token_fingerprint = methods.token_digest(method, placing)
     calibrated = method.scoring.calibration != "none"
     rule = Findings() if calibrated else Findings(threshold=None)
     shapes = (asdict(method.search), asdict(method.scoring), asdict(rule))
@@ -122,5 +126,5 @@ def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:
         encoder=methods.encoder,
         token_fingerprint=token_fingerprint,
         fingerprint=digest(token_fingerprint, *shapes),
-        placing=Placing(),
+        placing=placing,
     )

@@ -155,7 +155,7 @@ def _shares(base: _Base) -> Made:
 def _guarded(plain: Setting, base: _Base) -> Setting:
     """Return a setting with the guard where the recipe has none, and without where it has one."""
     scoring = base.method.scoring
-    guard = None if scoring.guard else GuardSpec()
+    guard = None if scoring.guard or scoring.calibration == "analogue" else GuardSpec()
     limit = 0.0 if scoring.outlier_limit else OUTLIER_LIMIT
     said = f"{plain.strength}; guard {_onoff(guard)}, outlier exclusion {_onoff(limit)}"
     way = replace(base.way, scoring=replace(scoring, guard=guard, outlier_limit=limit))
@@ -250,6 +250,8 @@ def _guards(base: _Base) -> Made:
     """Yield the guard and the outlier exclusion on and off, where the batch is least clean."""
     dirty = replace(base.setting("d", "", f"{base.n_most} abnormal"), n_lesioned=base.n_most)
     for guard, limit in ((False, False), (True, False), (False, True), (True, True)):
+        if guard and base.method.scoring.calibration == "analogue":
+            continue  # the two do not go together
         scoring = replace(
             base.method.scoring,
             guard=(base.method.scoring.guard or GuardSpec()) if guard else None,

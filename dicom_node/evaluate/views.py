@@ -105,6 +105,11 @@ class _OfScales(ReferenceFiles):
         found = self._whole.distances(name, others)
         return tuple(found[scale] for scale in self._scales)
 
+    def analogues(self, name: str, others: Sequence[str]) -> Scales:
+        """Return those of the scales."""
+        found = self._whole.analogues(name, others)
+        return tuple(found[scale] for scale in self._scales)
+
     def averages(self, name: str, others: Sequence[str], share: float) -> Scales:
         """Return those of the scales."""
         found = self._whole.averages(name, others, share)

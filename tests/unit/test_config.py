@@ -241,6 +241,17 @@ REFUSED = [
     (PROTOCOL.format("window_cells = -2"), "protocol.0.window_cells", "equal to -1"),
     (PROTOCOL.format("window_cells = 11"), "protocol.0.window_cells", "equal to 10"),
     (
+        PROTOCOL.format('calibration = "analogue"\nguard_shared = true'),
+        "protocol.0",
+        "neither guard_shared nor coarse_cells",
+    ),
+    (
+        PROTOCOL.format('calibration = "analogue"\ncoarse_cells = 8'),
+        "protocol.0",
+        "neither guard_shared nor coarse_cells",
+    ),
+    (PROTOCOL.format("scales = []"), "protocol.0", "at least one size of token"),
+    (
         PROTOCOL.format('calibration = "none"\nwindow_cells = 1'),
         "protocol.0",
         "window_cells needs subjects in one space",

@@ -12,6 +12,7 @@ from dicom_node import nifti
 from dicom_node.anomaly.encoder import Encoder as FrozenEncoder
 from dicom_node.anomaly.spec import (
     ALIGNED_SEARCH,
+    ANALOGUE_SEARCH,
     FREE_SEARCH,
     GridSpec,
     IntensitySpec,
@@ -220,6 +221,16 @@ def test_places_are_compared_only_where_the_subjects_lie_in_one_space(make):
     assert (chosen.n_cells, chosen.window_cells) == (3, 0)
     free = method(make(protocol={"calibration": "none", "coarse_cells": 3})).search
     assert (free.n_cells, free.window_cells) == (3, -1)
+    assert method(make(protocol={"calibration": "analogue"})).search == ANALOGUE_SEARCH
+
+
+def test_a_protocol_may_have_tokens_of_its_own(make):
+    own = (Scale(upsampling=2, layers=(1,)),)
+    line = make(protocol={"scales": own})
+    assert method(line).tokens.scales == (ScaleSpec(2, 1, (1,)),)
+    assert names(line)[0] == names(make(encoder={"scales": own}))[0] != names(make())[0]
+    with pytest.raises(ConfigError, match=r"\[\[protocol\]\] t1: scales: .*nest"):
+        make(protocol={"scales": (Scale(upsampling=2), Scale(upsampling=1))})
 
 
 def test_a_protocols_method_is_what_its_section_says(make):

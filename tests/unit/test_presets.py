@@ -4,6 +4,7 @@ import pytest
 
 from dicom_node.anomaly.presets import PRESETS, preset
 from dicom_node.anomaly.similarity import n_nearest
+from dicom_node.anomaly.spec import ANALOGUE_SEARCH
 from dicom_node.anomaly.tokens import check_grid
 
 PATCH, LAYERS, DEPTH = 14, (8,), 12
@@ -46,11 +47,11 @@ def test_ours_compare_places_only_where_the_subjects_lie_in_one_space():
     mr, ct = made("mr"), made("ct")
     assert mr.scoring.calibration == "position"
     assert mr.search.window_cells >= 0
-    assert (ct.scoring.calibration, ct.search.window_cells) == ("none", -1)
+    assert mr.search.n_cells > 0
+    assert (ct.scoring.calibration, ct.search) == ("analogue", ANALOGUE_SEARCH)
     assert (mr.intensity.kind, ct.intensity.kind) == ("percentiles", "hounsfield")
-    for method in (mr, ct):
-        assert method.tokens.scales[-1].layers == LAYERS
-        assert method.search.n_cells > 0
+    assert ct.tokens.scales == mr.tokens.scales[1:]
+    assert mr.tokens.scales[-1].layers == LAYERS
 
 
 def test_an_unknown_preset_names_the_known_ones():
