@@ -126,9 +126,9 @@ def darken(voxels: Voxels, brain: Mask, weight: Voxels, contrast: float, levels:
 
 def _level(voxels: Voxels, brain: Mask) -> Voxels:
     """(depth, height, width) smoothed within the brain alone; what it is outside does not count."""
-    share = ndimage.gaussian_filter(brain.astype(np.float32), _TEXTURE_VOXELS)
-    within = ndimage.gaussian_filter(np.where(brain, voxels, np.float32(0)), _TEXTURE_VOXELS)
-    level: Voxels = within / np.maximum(share, np.float32(1e-6))
+    share: Voxels = ndimage.gaussian_filter(brain.astype(np.float32), _TEXTURE_VOXELS)
+    level: Voxels = ndimage.gaussian_filter(np.where(brain, voxels, np.float32(0)), _TEXTURE_VOXELS)
+    level /= np.maximum(share, np.float32(1e-6))
     return level
 
 
