@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import __version__, clock, config, evaluate_command, logs, reference_command
+from dicom_node import (
+    __version__,
+    clock,
+    cohort_command,
+    config,
+    evaluate_command,
+    logs,
+    reference_command,
+)
 from dicom_node.association.requestor import Peer, echo
 from dicom_node.command_line import (
     DEFAULT_CONFIG,
@@ -54,6 +61,7 @@ app = typer.Typer(
 )
 app.add_typer(reference_command.app, name="reference")
 app.command("evaluate")(evaluate_command.evaluate)
+app.command("cohort")(cohort_command.cohort)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -313,57 +321,6 @@ def score(
 
     arguments = ScoreArguments(folders, out, preset, config_path, protocol, images, masks)
     raise typer.Exit(run_score(arguments, _out))
-
-
-@app.command()
-def cohort(
-    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
-    n_normal: Annotated[int, typer.Option("--normal", min=0, help="Subjects without lesion.")] = 10,
-    n_lesioned: Annotated[
-        int, typer.Option("--lesioned", min=0, help="Subjects with lesions.")
-    ] = 4,
-    seed: Annotated[int, typer.Option("--seed", help="Another one makes other subjects.")] = 1,
-    chest: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of one chest CT series (DICOM): makes chests from it instead of heads. A "
-            "tumour in an annotation_boxes folder there (PASCAL VOC) is replaced by lung first."
-        ),
-    ] = None,
-    radius_mm: Annotated[
-        tuple[float, float],
-        typer.Option(min=1.0, max=11.0, help="Least and greatest radius of lesions in heads."),
-    ] = (6.5, 11.0),
-    shared: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--shared", help="The lesioned heads all have the same lesion.")
-    ] = False,
-) -> None:
-    """Write made subjects and their lesions as NIfTI files, to try `score` on.
-
-    Heads from the built-in MR template, or chests from a CT of yours, with a list in lesions.csv.
-
-    Example: dicom-node cohort heads
-
-    Example: dicom-node cohort chests --chest series-folder
-    """
-    from dicom_node.demo.chest_cohort import load_chest, write_chests
-    from dicom_node.demo.cohort import load_template
-    from dicom_node.demo.cohort_files import write_cohort
-
-    plan = (folder, n_normal, n_lesioned, seed)
-    if chest is None:
-        heads = write_cohort(load_template(cache_folder()), *plan, radius_mm, shared=shared)
-        _say_made(heads, n_normal + n_lesioned)
-    else:
-        _say_made(write_chests(load_chest(chest), *plan), n_normal + n_lesioned)
-    preset = "" if chest is None else " --preset ct"
-    _out.print(f"Score them: dicom-node score {folder}{preset}", markup=False, soft_wrap=True)
-
-
-def _say_made(made: Iterator[Any], total: int) -> None:
-    """Make the subjects of a cohort one after the other, and say so."""
-    for n, one in enumerate(made, 1):
-        _out.print(f"{n}/{total} {one.name}, lesions: {len(one.lesions)}", highlight=False)
 
 
 @app.command()

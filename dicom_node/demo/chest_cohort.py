@@ -7,18 +7,17 @@ branch alike in all subjects, so that healthy lungs differ less than those of di
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node import durable, nifti
+from dicom_node import durable
 from dicom_node.batch import inputs
+from dicom_node.demo import subject_files
 from dicom_node.demo.chest_lesions import Lesion, draw_plans, plant
 from dicom_node.demo.chest_scan import Scan, draw_scan, pose, scan_voxels
 from dicom_node.demo.chest_template import Chest, make_template
@@ -101,10 +100,7 @@ def make_chests(chest: Chest, n_normal: int, n_lesioned: int, seed: int) -> Iter
     seed
         Of the cohort; chest k has the seed 1000 * seed + k, and is made when it is asked for.
     """
-    total = n_normal + n_lesioned
-    for number in range(total):
-        # as many as are due by now
-        lesioned = (number + 1) * n_lesioned // total > number * n_lesioned // total
+    for number, lesioned in enumerate(subject_files.spread(n_normal, n_lesioned)):
         yield make_chest(chest, seed * 1000 + number, with_lesions=lesioned)
 
 
@@ -127,7 +123,7 @@ def make_chest(chest: Chest, seed: int, *, with_lesions: bool) -> MadeChest:
     posed = pose(chest, scan.breath_mm, shape)
     lesions = plant(posed, draw_plans(planting), planting) if with_lesions else ()
     voxels = scan_voxels(posed.voxels, scan, noise)
-    name = f"{'LESION' if lesions else 'NORMAL'}-{seed}"
+    name = subject_files.name_of(seed, lesioned=bool(lesions))
     return MadeChest(name, voxels, posed.affine, posed.lungs, scan, lesions)
 
 
@@ -147,21 +143,13 @@ def write_chests(
         for number, lesion in enumerate(made.lesions, 1):
             label[lesion.mask] = number
             rows.append(_row(made.name, number, lesion))
-        nifti.write(folder / f"{made.name}_ct.nii.gz", voxels, made.affine, "made chest")
-        nifti.write(folder / f"{made.name}_label.nii.gz", label, made.affine, "its lesions")
+        image = folder / f"{made.name}_ct.nii.gz"
+        subject_files.save(image, voxels, label, made.affine, "made chest")
         yield made
-    durable.write(folder / _LIST, _table(rows))
+    durable.write(folder / _LIST, subject_files.table(_COLUMNS, rows))
 
 
 def _row(name: str, number: int, lesion: Lesion) -> tuple[object, ...]:
     """Return what the list says of one lesion."""
-    centre = [f"{value:.1f}" for value in lesion.centre_mm]
     sizes = (f"{lesion.diameter_mm:.2f}", f"{lesion.volume_ml:.4f}")
-    return (name, number, lesion.kind, *sizes, *centre)
-
-
-def _table(rows: Sequence[Sequence[object]]) -> bytes:
-    """Return the list as a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *rows])
-    return text.getvalue().encode()
+    return (name, number, lesion.kind, *sizes, *subject_files.millimetres(lesion.centre_mm))

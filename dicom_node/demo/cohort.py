@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dicom_node.demo.subject_files import name_of
 from dicom_node.errors import NodeError
 from dicom_node.wheel_files import WheelFile, fetch
 
@@ -184,7 +185,7 @@ def make_head(
     voxels *= 1 + 0.05 * _smooth_field(voxels.shape, 40.0, random)
     noisy = _rician(voxels, 0.02, random) * brain
     scaled = np.clip(noisy * 1000, 0, 4095).astype(np.float32)
-    name = f"{'LESION' if lesions else 'NORMAL'}-{seed}"
+    name = name_of(seed, lesioned=bool(lesions))
     return Head(name, scaled, affine, tuple(lesions))
 
 

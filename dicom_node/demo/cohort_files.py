@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node import durable, nifti
+from dicom_node import durable
+from dicom_node.demo import subject_files
 from dicom_node.demo.cohort import RADIUS_MM, Head, Template, make_cohort
 
 
@@ -29,8 +30,8 @@ def write_cohort(
     durable.make_folder(folder)
     for head in make_cohort(template, n_normal, n_lesioned, seed, radius_mm, shared=shared):
         voxels = head.voxels.astype(np.int16)  # 0..4095
-        nifti.write(folder / f"{head.name}_t1.nii.gz", voxels, head.affine, "made head")
-        nifti.write(folder / f"{head.name}_label.nii.gz", _label(head), head.affine, "its lesions")
+        image = folder / f"{head.name}_t1.nii.gz"
+        subject_files.save(image, voxels, _label(head), head.affine, "made head")
         yield head
 
 
