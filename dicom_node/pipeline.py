@@ -13,6 +13,7 @@ patient data; what is wrong is raised, and the worker makes a state of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dicom_node import clock, durable, findings, protocol, volume
+from dicom_node import clock, durable, findings, protocol, quality, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
@@ -73,16 +74,18 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
 
 
 def _subject_of(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
-    """Encode a volume as its protocol says; raises as `make_subject` does."""
-    affine = torch.from_numpy(source.affine)
-    return make_subject(
-        without_padding(source),
+    """Encode a volume as its protocol says, and measure it; raises as `make_subject` does."""
+    voxels, affine = without_padding(source), torch.from_numpy(source.affine)
+    made = make_subject(
+        voxels,
         affine,
         line.method(claimed),
         line.encoder,
         progress,
         line.placing(claimed),
     )
+    measured = quality.measures(voxels, made.tokens[-1].index.numel())
+    return replace(made, measures=measured)
 
 
 def without_padding(source: Volume) -> Tensor:
@@ -138,8 +141,18 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         save_file({"raw": scores.raw, "calibrated": scores.calibrated}, partial)
     with line.database.begin() as db:
         result_table.record_score(db, entry)
-    line.batch(claimed).decide(name, percentile)
+    line.batch(claimed).decide(name, percentile, _faults(line, claimed, name, batch.subjects))
     return batch.version
+
+
+def _faults(line: Line, claimed: Protocol, subject: str, batch: Sequence[str]) -> list[str]:
+    """Return why a scored subject is not fit to be a reference, beside the batch it was scored by.
+
+    They keep it out of the batch, and change nothing of its score.
+    """
+    files = line.files(claimed)
+    members = [files.load_measures(name) for name in batch]
+    return quality.faults(files.load_measures(subject), members, claimed.quality_limit)
 
 
 def _patient_of(line: Line, claimed: Protocol, subject: str) -> str:

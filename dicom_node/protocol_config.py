@@ -69,6 +69,8 @@ class Protocol(Section):
     #: a study above this percentile of the batch's own scores is not admitted: 95 keeps out about
     #: one usual study of twenty, which costs less than an abnormal one that hides its like
     admission_percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
+    #: nor one whose quality is so many robust deviations from the members'; 0: any is
+    quality_limit: Annotated[float, Field(ge=0)] = 5.0
     #: members of one scanner, at most: a share of max_reference, or a count; none: as they come
     max_per_scanner: ShareOrCount | None = None
     #: who leaves a full batch
