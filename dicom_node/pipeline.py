@@ -24,7 +24,7 @@ from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dicom_node import clock, durable, findings, protocol, quality, volume
+from dicom_node import admission, clock, durable, findings, protocol, quality, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
@@ -36,8 +36,8 @@ from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
 from dicom_node.scanner import scanner_of, software_of
-from dicom_node.scoring import score_against, subject_scores
-from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.scoring import all_scores, percentile_among, score_against
+from dicom_node.store import history, job_table, reference_table, result_table, series_table
 from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.subject import Subject, make_subject, map_on_source
 from dicom_node.volume import Volume
@@ -117,11 +117,12 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     if series.state == series_table.COMPLETE and not line.files(claimed).has_subject(name):
         # tokenized before an upgrade, or for another encoder, and waiting since
         claimed = line.config.protocol_named(tokenize(line, uid, progress))
-    at = clock.now()
-    batch = line.batch(claimed).snapshot(name, _patient_of(line, claimed, name), at)
+    at, patient = clock.now(), _patient_of(line, claimed, name)
+    batch = line.batch(claimed).snapshot(name, patient, at)
     spec = line.method(claimed).scoring
     scores = score_against(line.files(claimed), name, batch.subjects, spec, progress)
-    own, percentile = subject_scores(scores, spec.subject_share)
+    own, reference = all_scores(scores, spec.subject_share)
+    percentile = percentile_among(own, reference)
     entry = Score(
         series_instance_uid=uid,
         revision=series.revision,
@@ -141,7 +142,15 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         save_file({"raw": scores.raw, "calibrated": scores.calibrated}, partial)
     with line.database.begin() as db:
         result_table.record_score(db, entry)
-    line.batch(claimed).decide(name, percentile, _faults(line, claimed, name, batch.subjects))
+        # each patient counts once, and those who come often have several
+        studies = history.scored_studies(db, claimed.name, 2 * admission.RECENT, entry.fingerprint)
+    recent = admission.recent_scores(studies, patient, len(scores.used))
+    line.batch(claimed).decide(
+        name,
+        percentile,
+        _faults(line, claimed, name, batch.subjects),
+        standing=admission.standing(own, reference, recent),
+    )
     return batch.version
 
 

@@ -66,8 +66,9 @@ class Protocol(Section):
     #: least number of other patients that a study is compared with
     min_reference: Annotated[int, Field(ge=3)] = 15
     max_reference: Annotated[int, Field(ge=3)] = 60
-    #: a study above this percentile of the batch's own scores is not admitted: 95 keeps out about
-    #: one usual study of twenty, which costs less than an abnormal one that hides its like
+    #: a study above this percentile of the protocol's recent scores (of the batch's own while there
+    #: are few) is not admitted: 95 keeps out about one usual study of twenty, which costs less than
+    #: an abnormal one that hides its like
     admission_percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
     #: nor one whose quality is so many robust deviations from the members'; 0: any is
     quality_limit: Annotated[float, Field(ge=0)] = 5.0
