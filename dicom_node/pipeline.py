@@ -36,10 +36,11 @@ from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
 from dicom_node.scanner import scanner_of, software_of
-from dicom_node.scoring import all_scores, percentile_among, score_against
+from dicom_node.scoring import BatchScores, all_scores, percentile_among, score_against
 from dicom_node.store import history, job_table, reference_table, result_table, series_table
 from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.subject import Subject, make_subject, map_on_source
+from dicom_node.threshold import Rule, batch_threshold
 from dicom_node.volume import Volume
 
 #: called with the share of the stage that is done, 0..1
@@ -135,6 +136,7 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         percentile=percentile,
         scored=at,
         raw_distance=float(scores.raw.nanmedian()),
+        finding_threshold=_threshold(line, claimed, scores),
     )
     folder = score_folder(line, entry)
     durable.make_folder(folder)
@@ -152,6 +154,14 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         standing=admission.standing(own, reference, recent),
     )
     return batch.version
+
+
+def _threshold(line: Line, claimed: Protocol, scores: BatchScores) -> float:
+    """Return from where on a score's map has findings: the batch may raise what is configured."""
+    rule = Rule(
+        claimed.finding_threshold, claimed.finding_min_volume_ml, claimed.findings_per_normal
+    )
+    return batch_threshold(scores.reference, rule, line.method(claimed))
 
 
 def _faults(line: Line, claimed: Protocol, subject: str, batch: Sequence[str]) -> list[str]:
@@ -202,15 +212,15 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     source = volume.build(series.files)
     _name_body_part(source, claimed)
     voxel_map = source_map(line, claimed, entry, source)
+    summary = _summary(line, claimed, entry)
     found, labels = findings.locate(
         voxel_map,
         source.affine,
-        threshold=claimed.finding_threshold,
+        threshold=summary.threshold,
         min_volume_ml=claimed.finding_min_volume_ml,
         max_findings=claimed.max_findings,
     )
     progress(0.5)
-    summary = _summary(line, claimed, entry)
     made = _write_objects(line, entry, source, voxel_map, labels, found, summary)
     destinations = [d.name for d in line.config.destination] if claimed.mode == "live" else []
     with line.database.begin() as db:
@@ -245,6 +255,7 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
 def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
     """Gather what a result object says about its score."""
+    kept = entry.finding_threshold
     return ScoreSummary(
         protocol=claimed.name,
         subject_score=entry.subject_score,
@@ -252,7 +263,7 @@ def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
         n_reference=entry.n_reference,
         batch_version=entry.batch_version,
         fingerprint=entry.fingerprint,
-        threshold=claimed.finding_threshold,
+        threshold=claimed.finding_threshold if kept is None else kept,
         encoder=line.config.encoder.model,
         scored_at=entry.scored,
     )

@@ -99,6 +99,9 @@ class Protocol(Section):
     window_cells: Annotated[int, Field(ge=-1, le=10)] | None = None
     #: calibrated units, or those of the raw distance where calibration is "none"
     finding_threshold: float = 3.0
+    #: the batch raises the threshold, twofold at most, until its own subjects have at most so many
+    #: findings each on average (without the quarter with the most); 0: it is fixed
+    findings_per_normal: Annotated[float, Field(ge=0, le=10)] = 0.5
     finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
 
