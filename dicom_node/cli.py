@@ -21,7 +21,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import __version__, clock, config, evaluate_command, logs, reference_command
+from dicom_node import (
+    __version__,
+    clock,
+    config,
+    digest_command,
+    evaluate_command,
+    logs,
+    reference_command,
+)
 from dicom_node.association.requestor import Peer, echo
 from dicom_node.command_line import (
     DEFAULT_CONFIG,
@@ -54,6 +62,7 @@ app = typer.Typer(
 )
 app.add_typer(reference_command.app, name="reference")
 app.command("evaluate")(evaluate_command.evaluate)
+app.command("digest")(digest_command.digest)
 _out = Console()
 _err = Console(stderr=True)
 
