@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
@@ -48,20 +49,22 @@ def scored_between(
         .group_by(finding.c.score_id)
         .subquery()
     )
+    columns: list[ColumnElement[Any]] = [
+        score.c.protocol,
+        series.c.study_instance_uid,
+        score.c.series_instance_uid,
+        score.c.scored,
+        score.c.subject_score,
+        score.c.percentile,
+        score.c.n_reference,
+        func.coalesce(found.c.n, 0),
+        func.coalesce(found.c.ml, 0.0),
+        found.c.peak,
+        _n_objects("SEG"),
+        _n_objects("SC"),
+    ]
     rows = db.execute(
-        select(
-            score.c.protocol,
-            series.c.study_instance_uid,
-            score.c.series_instance_uid,
-            score.c.scored,
-            score.c.subject_score,
-            score.c.percentile,
-            score.c.n_reference,
-            func.coalesce(found.c.n, 0),
-            func.coalesce(found.c.ml, 0.0),
-            found.c.peak,
-            *(_n_objects(kind) for kind in ("SEG", "SC")),
-        )
+        select(*columns)
         .join(
             series,
             and_(
