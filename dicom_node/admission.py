@@ -1,9 +1,9 @@
 """Who comes into a reference batch and who leaves it: the rules, on rows alone.
 
-A study is admitted after it was scored: its quality checks passed, its score is no higher than the
-batch's own scores up to a percentile, it is its patient's newest study, and there is room, for its
-scanner and at all. Nothing here reads or writes; :mod:`dicom_node.reference` and
-:mod:`dicom_node.reference_verbs` make decisions of it.
+A study is admitted after it was scored: its quality checks passed, its score is no higher than
+those of the protocol's recent studies up to a percentile, it is no outlier of the batch, it is its
+patient's newest study, and there is room, for its scanner and at all. Nothing here reads or writes;
+:mod:`dicom_node.reference` and :mod:`dicom_node.reference_verbs` make decisions of it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,101 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from dicom_node.protocol_config import Protocol
 from dicom_node.store.admission_table import FREEZE, Event
+from dicom_node.store.history import ScoredStudy
 from dicom_node.store.reference_table import ADMITTED, CANDIDATE, EXCLUDED, Member
 
 #: subjects -> of each the mean distance to the nearest other one of them: what it adds to the batch
 Redundancy = Callable[[Sequence[str]], Sequence[float]]
 
 
+#: recent studies that a score is ranked among: at most, and at least
+RECENT, LEAST_RECENT = 200, 20
+#: robust standard deviations above the median of the batch's own scores, beyond which nobody is
+#: admitted: the limit of Iglewicz and Hoaglin, How to Detect and Handle Outliers (1993). Usual
+#: scores have a long tail upwards, and a hundredth of them lies there
+_BEYOND = 3.5
+#: a spread of fewer scores says nothing
+_LEAST_OWN = 8
+#: sigma of a normal distribution over its median absolute deviation
+_MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the score of a study lies, as the rule judges it."""
+
+    #: 0..100, the share of lower scores
+    percentile: float
+    #: of whom; empty: of the batch
+    among: str = ""
+    #: why it is not admitted at any percentile; empty: it may be
+    beyond: str = ""
+
+
+def standing(score: float, own: Sequence[float], recent: Sequence[float]) -> Standing:
+    """Return where a score lies among the recent ones, or else among the batch's own.
+
+    Among the batch's own alone the limit would fall with each study that it keeps out, since the
+    batch never takes in its own tail: after some hundreds it would turn away 40 % of the usual
+    studies instead of 5 %. Recent scores hold those that were kept out, and the abnormal ones too,
+    which is why an outlier of the batch is turned away whatever its rank.
+
+    Parameters
+    ----------
+    own
+        Leave-one-out scores of the batch's subjects, one at least.
+    recent
+        As `recent_scores` returns them; fewer than `LEAST_RECENT` are not used.
+    """
+    enough = len(recent) >= LEAST_RECENT
+    among = recent if enough else own
+    percentile = 100.0 * sum(other < score for other in among) / len(among)
+    named = f" of {len(recent)} recent studies" if enough else ""
+    return Standing(percentile, named, _beyond(score, own))
+
+
+def _beyond(score: float, own: Sequence[float]) -> str:
+    """Return why a score is an outlier of the batch's own; empty: it is none."""
+    if len(own) < _LEAST_OWN:
+        return ""
+    middle = median(own)
+    mad = median(abs(value - middle) for value in own)
+    # scores that all but agree have no outlier
+    edge = middle + _BEYOND * max(_MAD_TO_SIGMA * mad, 0.05 * abs(middle))
+    if score <= edge:
+        return ""
+    return f"score {score:.2f}, beyond the batch's own: an outlier from {edge:.2f}"
+
+
+def recent_scores(
+    studies: Sequence[ScoredStudy], patient_key: str, n_reference: int
+) -> list[float]:
+    """Return the scores that a study is ranked among: the last of each other patient.
+
+    Parameters
+    ----------
+    studies
+        Of one fingerprint, newest first; admitted or not.
+    patient_key
+        Whose study is judged.
+    n_reference
+        Subjects it was scored with. Scores by less than half of them are left out: against few
+        subjects everything is more unusual.
+    """
+    found: dict[str, float] = {}
+    for number, study in enumerate(studies):
+        key = study.patient_key or f"unknown {number}"
+        if study.patient_key != patient_key and 2 * study.n_reference >= n_reference:
+            found.setdefault(key, study.subject_score)
+    return list(found.values())[:RECENT]
+
+
 def judged(
-    protocol: Protocol, percentile: float, quality: Sequence[str], n_admitted: int
+    protocol: Protocol, found: Standing, quality: Sequence[str], n_admitted: int
 ) -> tuple[str, str]:
     """Return the state that a scored study earns by itself, and why.
 
@@ -32,15 +116,16 @@ def judged(
 
     Parameters
     ----------
-    percentile
-        0..100, of the study's score among the batch's own.
+    found
+        Where the study's score lies.
     quality
         Reasons why the study fails a check; empty: it passed.
     """
     if quality:
         return EXCLUDED, f"kept out: {'; '.join(quality)}"
-    limit = f"percentile {percentile:.0f}, limit {protocol.admission_percentile:g}"
-    if percentile <= protocol.admission_percentile:
+    limit = f"limit {protocol.admission_percentile:g}"
+    limit = found.beyond or f"percentile {found.percentile:.0f}{found.among}, {limit}"
+    if not found.beyond and found.percentile <= protocol.admission_percentile:
         return ADMITTED, f"admitted: {limit}"
     if n_admitted < protocol.min_reference:
         return CANDIDATE, f"not admitted ({limit}); serves while the batch is founded"

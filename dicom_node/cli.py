@@ -25,6 +25,7 @@ from dicom_node import (
     clock,
     cohort_command,
     config,
+    digest_command,
     evaluate_command,
     logs,
     reference_command,
@@ -62,6 +63,7 @@ app = typer.Typer(
 app.add_typer(reference_command.app, name="reference")
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("cohort")(cohort_command.cohort)
+app.command("digest")(digest_command.digest)
 _out = Console()
 _err = Console(stderr=True)
 

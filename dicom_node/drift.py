@@ -41,8 +41,8 @@ _SHIFT_ADVICE = (
 )
 _SHARE_ADVICE = (
     "Look at some of them. If they are abnormal, ask what the senders route here. If they are "
-    "usual, the batch has become too narrow: take some in with `dicom-node reference include`, and "
-    "raise admission_percentile, since a batch that never takes in its own tail narrows by itself"
+    "usual, the batch has become too narrow: take some in with `dicom-node reference include`, or "
+    "raise admission_percentile"
 )
 _BATCH_ADVICE = (
     "Send or import more of its studies (`dicom-node reference import`), take in usual ones that "
@@ -265,7 +265,7 @@ def shifts(
 
 
 def abnormal(observed: Observed, rule: Watch) -> list[Notice]:
-    """Return where more than ``rule.abnormal_share`` of the recent studies were kept out by score.
+    """Return where more than ``rule.abnormal_share`` of the recent studies are above the batch.
 
     Per scanner and software, or else of all scanners together: each may have too few studies.
     """

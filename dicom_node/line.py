@@ -190,7 +190,12 @@ class Methods:
         It names a score's products and goes into the results, and through their UIDs makes a result
         of other settings another instance.
         """
-        shape = [of.finding_threshold, of.finding_min_volume_ml, of.max_findings]
+        shape = [
+            of.finding_threshold,
+            of.findings_per_normal,
+            of.finding_min_volume_ml,
+            of.max_findings,
+        ]
         return digest(
             self.token_fingerprint(of),
             asdict(self.method(of).search),

@@ -13,6 +13,7 @@ patient data; what is wrong is raised, and the worker makes a state of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dicom_node import clock, durable, findings, protocol, volume
+from dicom_node import admission, clock, durable, findings, protocol, quality, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
@@ -35,10 +36,11 @@ from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
 from dicom_node.scanner import scanner_of, software_of
-from dicom_node.scoring import score_against, subject_scores
-from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.scoring import BatchScores, all_scores, percentile_among, score_against
+from dicom_node.store import history, job_table, reference_table, result_table, series_table
 from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.subject import Subject, make_subject, map_on_source
+from dicom_node.threshold import Rule, batch_threshold
 from dicom_node.volume import Volume
 
 #: called with the share of the stage that is done, 0..1
@@ -73,16 +75,18 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
 
 
 def _subject_of(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
-    """Encode a volume as its protocol says; raises as `make_subject` does."""
-    affine = torch.from_numpy(source.affine)
-    return make_subject(
-        without_padding(source),
+    """Encode a volume as its protocol says, and measure it; raises as `make_subject` does."""
+    voxels, affine = without_padding(source), torch.from_numpy(source.affine)
+    made = make_subject(
+        voxels,
         affine,
         line.method(claimed),
         line.encoder,
         progress,
         line.placing(claimed),
     )
+    measured = quality.measures(voxels, made.tokens[-1].index.numel())
+    return replace(made, measures=measured)
 
 
 def without_padding(source: Volume) -> Tensor:
@@ -114,11 +118,12 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     if series.state == series_table.COMPLETE and not line.files(claimed).has_subject(name):
         # tokenized before an upgrade, or for another encoder, and waiting since
         claimed = line.config.protocol_named(tokenize(line, uid, progress))
-    at = clock.now()
-    batch = line.batch(claimed).snapshot(name, _patient_of(line, claimed, name), at)
+    at, patient = clock.now(), _patient_of(line, claimed, name)
+    batch = line.batch(claimed).snapshot(name, patient, at)
     spec = line.method(claimed).scoring
     scores = score_against(line.files(claimed), name, batch.subjects, spec, progress)
-    own, percentile = subject_scores(scores, spec.subject_share)
+    own, reference = all_scores(scores, spec.subject_share)
+    percentile = percentile_among(own, reference)
     entry = Score(
         series_instance_uid=uid,
         revision=series.revision,
@@ -131,6 +136,7 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         percentile=percentile,
         scored=at,
         raw_distance=float(scores.raw.nanmedian()),
+        finding_threshold=_threshold(line, claimed, scores),
     )
     folder = score_folder(line, entry)
     durable.make_folder(folder)
@@ -138,8 +144,34 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         save_file({"raw": scores.raw, "calibrated": scores.calibrated}, partial)
     with line.database.begin() as db:
         result_table.record_score(db, entry)
-    line.batch(claimed).decide(name, percentile)
+        # each patient counts once, and those who come often have several
+        studies = history.scored_studies(db, claimed.name, 2 * admission.RECENT, entry.fingerprint)
+    recent = admission.recent_scores(studies, patient, len(scores.used))
+    line.batch(claimed).decide(
+        name,
+        percentile,
+        _faults(line, claimed, name, batch.subjects),
+        standing=admission.standing(own, reference, recent),
+    )
     return batch.version
+
+
+def _threshold(line: Line, claimed: Protocol, scores: BatchScores) -> float:
+    """Return from where on a score's map has findings: the batch may raise what is configured."""
+    rule = Rule(
+        claimed.finding_threshold, claimed.finding_min_volume_ml, claimed.findings_per_normal
+    )
+    return batch_threshold(scores.reference, rule, line.method(claimed))
+
+
+def _faults(line: Line, claimed: Protocol, subject: str, batch: Sequence[str]) -> list[str]:
+    """Return why a scored subject is not fit to be a reference, beside the batch it was scored by.
+
+    They keep it out of the batch, and change nothing of its score.
+    """
+    files = line.files(claimed)
+    members = [files.load_measures(name) for name in batch]
+    return quality.faults(files.load_measures(subject), members, claimed.quality_limit)
 
 
 def _patient_of(line: Line, claimed: Protocol, subject: str) -> str:
@@ -180,15 +212,15 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     source = volume.build(series.files)
     _name_body_part(source, claimed)
     voxel_map = source_map(line, claimed, entry, source)
+    summary = _summary(line, claimed, entry)
     found, labels = findings.locate(
         voxel_map,
         source.affine,
-        threshold=claimed.finding_threshold,
+        threshold=summary.threshold,
         min_volume_ml=claimed.finding_min_volume_ml,
         max_findings=claimed.max_findings,
     )
     progress(0.5)
-    summary = _summary(line, claimed, entry)
     made = _write_objects(line, entry, source, voxel_map, labels, found, summary)
     destinations = [d.name for d in line.config.destination] if claimed.mode == "live" else []
     with line.database.begin() as db:
@@ -223,6 +255,7 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
 def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
     """Gather what a result object says about its score."""
+    kept = entry.finding_threshold
     return ScoreSummary(
         protocol=claimed.name,
         subject_score=entry.subject_score,
@@ -230,7 +263,7 @@ def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
         n_reference=entry.n_reference,
         batch_version=entry.batch_version,
         fingerprint=entry.fingerprint,
-        threshold=claimed.finding_threshold,
+        threshold=claimed.finding_threshold if kept is None else kept,
         encoder=line.config.encoder.model,
         scored_at=entry.scored,
     )

@@ -66,9 +66,12 @@ class Protocol(Section):
     #: least number of other patients that a study is compared with
     min_reference: Annotated[int, Field(ge=3)] = 15
     max_reference: Annotated[int, Field(ge=3)] = 60
-    #: a study above this percentile of the batch's own scores is not admitted: 95 keeps out about
-    #: one usual study of twenty, which costs less than an abnormal one that hides its like
+    #: a study above this percentile of the protocol's recent scores (of the batch's own while there
+    #: are few) is not admitted: 95 keeps out about one usual study of twenty, which costs less than
+    #: an abnormal one that hides its like
     admission_percentile: Annotated[float, Field(ge=0, le=100)] = 95.0
+    #: nor one whose quality is so many robust deviations from the members'; 0: any is
+    quality_limit: Annotated[float, Field(ge=0)] = 5.0
     #: members of one scanner, at most: a share of max_reference, or a count; none: as they come
     max_per_scanner: ShareOrCount | None = None
     #: who leaves a full batch
@@ -100,6 +103,9 @@ class Protocol(Section):
     window_cells: Annotated[int, Field(ge=-1, le=10)] | None = None
     #: calibrated units, or those of the raw distance where calibration is "none"
     finding_threshold: float = 3.0
+    #: the batch raises the threshold, twofold at most, until its own subjects have at most so many
+    #: findings each on average (without the quarter with the most); 0: it is fixed
+    findings_per_normal: Annotated[float, Field(ge=0, le=10)] = 0.5
     finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
 

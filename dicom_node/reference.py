@@ -16,7 +16,7 @@ from datetime import datetime
 from itertools import groupby
 
 from dicom_node import admission, clock
-from dicom_node.admission import Freezes, Redundancy
+from dicom_node.admission import Freezes, Redundancy, Standing
 from dicom_node.config import digest
 from dicom_node.errors import InsufficientReference
 from dicom_node.protocol_config import Protocol
@@ -160,11 +160,14 @@ class ReferenceBatch:
         percentile: float,
         quality: Sequence[str] = (),
         at: datetime | None = None,
+        standing: Standing | None = None,
     ) -> str:
         """Admit a scored subject, or not, and let others leave for it; returns the reason.
 
         `admission.judged` and `admission.leaving` say by which rules, and what the arguments are.
-        What a person decided stands, and nobody comes or leaves while the batch is frozen.
+        What a person decided stands, and nobody comes or leaves while the batch is frozen. The
+        percentile among the batch's own scores is kept with the member; it is also what judges
+        where no `standing` is given.
 
         Raises LookupError where `add_candidate` did not make the subject known.
         """
@@ -174,10 +177,11 @@ class ReferenceBatch:
             if entry is None:
                 raise LookupError(f"{subject} is not known to protocol {self.protocol.name!r}")
             frozen = Freezes.of(admission_table.freezes(db, *self._where)).frozen
-            if standing := _standing(entry, frozen=frozen):
-                return standing
+            if stands := _stands(entry, frozen=frozen):
+                return stands
             admitted = reference_table.members(db, *self._where, (ADMITTED,))
-            state, reason = admission.judged(self.protocol, percentile, quality, len(admitted))
+            found = standing or Standing(percentile)
+            state, reason = admission.judged(self.protocol, found, quality, len(admitted))
             if frozen and state == ADMITTED:
                 state, reason = CANDIDATE, f"not {reason}; the batch is frozen"
             new = replace(entry, state=state, reason=reason, percentile=percentile)
@@ -207,7 +211,7 @@ def _outdated(stale: Sequence[Member], *, frozen: bool) -> list[Change]:
     ]
 
 
-def _standing(entry: Member, *, frozen: bool) -> str:
+def _stands(entry: Member, *, frozen: bool) -> str:
     """Return why a member's state stands, whatever its score; empty when it does not."""
     if entry.state == EVICTED:
         # while it was scored a newer revision of its series came: that one counts

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dicom_node import durable
+from dicom_node import durable, quality
 from dicom_node.anomaly.matching import LaidOut, lay_out, match_analogues, match_laid_out
 from dicom_node.anomaly.running_average import RunningAverage
 from dicom_node.anomaly.similarity import interval_average
@@ -25,6 +25,7 @@ from dicom_node.anomaly.spec import SearchSpec
 from dicom_node.anomaly.tokens import Tokens
 from dicom_node.config import digest
 from dicom_node.errors import NonFiniteScores
+from dicom_node.quality import Measures
 from dicom_node.subject import Subject
 
 #: per scale, coarse to fine
@@ -71,8 +72,10 @@ class ReferenceFiles:
             tensors[f"index.{scale}"] = tokens.index
             tensors[f"grid_shape.{scale}"] = torch.tensor(tokens.grid_shape)
         durable.make_folder(self._tokens)
+        # in the same file: tokens that are used again bring their measures along
+        text = {"measures": quality.as_text(subject.measures)}
         with durable.replacing(self.token_file(name)) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+            save_file({key: one.contiguous() for key, one in tensors.items()}, partial, text)
 
     def has_subject(self, name: str) -> bool:
         """Return whether the subject's tokens are kept."""
@@ -83,7 +86,13 @@ class ReferenceFiles:
         data = load_file(self.token_file(name))
         shape = data["shape"].tolist()
         bits = _unpack_bits(data["foreground"])[: shape[0] * shape[1] * shape[2]]
-        return Subject(self.load_tokens(name), bits.view(shape).bool(), data["affine"])
+        mask, measured = bits.view(shape).bool(), self.load_measures(name)
+        return Subject(self.load_tokens(name), mask, data["affine"], measured)
+
+    def load_measures(self, name: str) -> Measures:
+        """Read the quality measures of a kept subject; empty of an older version's, or imported."""
+        with safe_open(self.token_file(name), framework="pt") as opened:
+            return quality.from_text((opened.metadata() or {}).get("measures", ""))
 
     def load_tokens(self, name: str) -> tuple[Tokens, ...]:
         """Read the tokens of a kept subject as fp32, coarse to fine."""

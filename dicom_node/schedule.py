@@ -11,7 +11,7 @@ from collections import Counter
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import admission, clock, drift
+from dicom_node import admission, clock, drift, weekly
 from dicom_node.admission import Freezes
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DatabaseUnavailable
@@ -31,7 +31,10 @@ _log = logging.getLogger(__name__)
 
 #: between two looks of the drift watch: a study takes minutes, a drift days
 _WATCH_S = 600.0
-#: studies of a protocol that it looks at: enough for some scanners' recent and earlier ones
+#: between two looks for a week that is over
+_DIGEST_S = 3600.0
+#: studies of a protocol that the drift watch looks at: enough for some scanners' recent and
+#: earlier ones
 _STUDIES = 1000
 
 
@@ -55,6 +58,9 @@ class Duties:
         self._scheduler.add_job(self.requeue, "interval", seconds=30)
         # at once too: what a node did while nobody looked is said when it starts
         self._scheduler.add_job(self.watch, "interval", seconds=_WATCH_S, next_run_time=clock.now())
+        self._scheduler.add_job(
+            self.digest, "interval", seconds=_DIGEST_S, next_run_time=clock.now()
+        )
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -88,6 +94,16 @@ class Duties:
             return
         if found:
             _log.warning("%d jobs of a dead worker are taken up again", found)
+
+    def digest(self) -> None:
+        """Write what protocols in shadow mode would have sent, once a week is over."""
+        try:
+            of = weekly.due(self._config, clock.now())
+            if of is not None:
+                path = weekly.write(self._config, self._database, of)
+                _log.info("digest of %s: %s", of, path)
+        except (DatabaseUnavailable, OSError) as error:
+            _log.warning("the weekly digest is put off: %s", error)
 
     def watch(self) -> None:
         """Compare recent studies with those before, and warn of what has changed.

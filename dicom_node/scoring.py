@@ -205,12 +205,28 @@ def _grids(
 def subject_scores(scores: BatchScores, share: float) -> tuple[float, float]:
     """Return the subject score and its percentile (0..100) among the reference subjects' own.
 
-    100 means above all of them; a batch of n gives n + 1 different values. Raises NonFiniteScores:
-    such a score never leaves the node.
+    Raises as `all_scores`.
+    """
+    own, reference = all_scores(scores, share)
+    return own, percentile_among(own, reference)
+
+
+def percentile_among(score: float, others: Sequence[float]) -> float:
+    """Return the share of lower scores among `others`, 0..100.
+
+    100 means above all of them; n others give n + 1 different values.
+    """
+    return 100.0 * sum(other < score for other in others) / len(others)
+
+
+def all_scores(scores: BatchScores, share: float) -> tuple[float, list[float]]:
+    """Return the subject score, and the reference subjects' own, in their order.
+
+    Raises NonFiniteScores: such a score never leaves the node.
     """
     try:
         own = subject_score(scores.calibrated, share)
         reference = [subject_score(grid, share) for grid in scores.reference]
     except ValueError as error:
         raise NonFiniteScores(f"the calibrated scores are not finite: {error}") from error
-    return own, 100.0 * sum(other < own for other in reference) / len(reference)
+    return own, reference

@@ -6,7 +6,7 @@ they lie. Nothing here reads DICOM, a ledger or a configuration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from dicom_node.anomaly.spec import IntensitySpec, MethodSpec
 from dicom_node.anomaly.tokens import Progress, Tokens, tokenize
 from dicom_node.errors import EmptyForeground, NonFiniteScores
 from dicom_node.placement import Placing
+from dicom_node.quality import Measures
 
 _BY_ITSELF = Placing()
 
@@ -30,6 +31,8 @@ class Subject:
     foreground: Tensor
     #: (4, 4) canonical index -> LPS mm of the source
     affine: Tensor
+    #: of the volume's quality; empty: it was not measured
+    measures: Measures = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

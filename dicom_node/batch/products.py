@@ -19,6 +19,7 @@ from dicom_node.findings import Finding, LabelMap
 from dicom_node.objects.overlay import render_summary
 from dicom_node.scoring import BatchScores
 from dicom_node.subject import Subject, map_on_source
+from dicom_node.threshold import Rule, batch_threshold
 from dicom_node.volume import Volume
 
 #: where a method does not calibrate: the share of the other subjects' own token scores below what
@@ -59,7 +60,7 @@ def map_scores(by: Recipe, source: Volume, subject: Subject, scores: BatchScores
     place = (depth, height, width), torch.from_numpy(source.affine)
     calibrated = map_on_source(scores.calibrated, subject, by.method, *place).numpy()
     raw = map_on_source(scores.raw, subject, by.method, *place).numpy()
-    threshold = high(scores) if by.findings.threshold is None else by.findings.threshold
+    threshold = threshold_of(by, scores)
     found, labels = findings.locate(
         calibrated,
         source.affine,
@@ -68,6 +69,15 @@ def map_scores(by: Recipe, source: Volume, subject: Subject, scores: BatchScores
         max_findings=by.findings.max_findings,
     )
     return Mapped(source, subject, scores, calibrated, raw, threshold, found, labels)
+
+
+def threshold_of(by: Recipe, scores: BatchScores) -> float:
+    """Return from where on a map has findings, as the method and the other subjects say."""
+    rule = by.findings
+    if rule.threshold is None:
+        return high(scores)
+    found = Rule(rule.threshold, rule.min_volume_ml, rule.per_normal)
+    return batch_threshold(scores.reference, found, by.method)
 
 
 def high(scores: BatchScores) -> float:

@@ -33,6 +33,9 @@ class Findings:
     threshold: float | None = 3.0
     min_volume_ml: float = 0.2
     max_findings: int = 10
+    #: the others raise the threshold until each of them has at most so many findings on average; 0,
+    #: as of a preset: it is fixed. A folder may hold abnormal scans alone
+    per_normal: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,9 @@ def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
 
 def _findings(of: Protocol) -> Findings:
     """Take over a protocol's threshold and sizes as they are: the site has chosen them."""
-    return Findings(of.finding_threshold, of.finding_min_volume_ml, of.max_findings)
+    return Findings(
+        of.finding_threshold, of.finding_min_volume_ml, of.max_findings, of.findings_per_normal
+    )
 
 
 def of_preset(config: NodeConfig, name: str, cache: Path) -> Recipe:

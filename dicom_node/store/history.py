@@ -1,4 +1,4 @@
-"""Scored studies with what scanned them, as the drift watch compares them."""
+"""Scored studies with what scanned them, as the drift watch and the admission compare them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ class ScoredStudy:
     raw_distance: float | None
 
 
-def scored_studies(db: Connection, protocol: str, limit: int) -> list[ScoredStudy]:
+def scored_studies(
+    db: Connection, protocol: str, limit: int, fingerprint: str | None = None
+) -> list[ScoredStudy]:
     """Return at most `limit` studies of a protocol, the newest score first.
 
-    Only those of the newest score's fingerprint: scores of other settings cannot be compared. What
-    is not known of the scanner is empty.
+    Only those of one fingerprint, by default the newest score's: scores of other settings cannot be
+    compared. What is not known of the scanner is empty.
     """
     newest = (
         select(score.c.fingerprint)
@@ -64,7 +66,7 @@ def scored_studies(db: Connection, protocol: str, limit: int) -> list[ScoredStud
                 member.c.subject == score.c.subject,
             ),
         )
-        .where(score.c.protocol == protocol, score.c.fingerprint == newest)
+        .where(score.c.protocol == protocol, score.c.fingerprint == (fingerprint or newest))
         .order_by(score.c.scored.desc(), score.c.id.desc())
         .limit(limit)
     )

@@ -42,6 +42,8 @@ class Score:
     scored: datetime
     #: median over the tokens of the distance to the batch, not calibrated; None: not known
     raw_distance: float | None = None
+    #: of its findings, calibrated units; None: the protocol's, of scores of an older version
+    finding_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,8 @@ score = Table(
     Column("percentile", Float, nullable=False),
     # median over the tokens of the distance to the batch, not calibrated; null: made before 0003
     Column("raw_distance", Float),
+    # of its findings, calibrated units; null: the protocol's, as it was before 0006
+    Column("finding_threshold", Float),
     Column("scored", String, nullable=False),
     UniqueConstraint("series_instance_uid", "revision"),
     Index(None, "protocol", "scored"),

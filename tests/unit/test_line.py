@@ -94,6 +94,7 @@ def test_what_shapes_a_token_makes_another_token_space(make, section, values):
         ("protocol", {"outlier_limit": 4.0}),
         ("protocol", {"guard_shared": True}),
         ("protocol", {"finding_threshold": 4.0}),
+        ("protocol", {"findings_per_normal": 1.0}),
         ("protocol", {"finding_min_volume_ml": 1.0}),
         ("protocol", {"max_findings": 3}),
     ],
