@@ -34,6 +34,7 @@ from dicom_node.anomaly.tokens import check_grid, default_scales
 from dicom_node.config import NodeConfig, digest
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.folders import Folders
+from dicom_node.grouping import Protocols
 from dicom_node.placement import Placing
 from dicom_node.protocol_config import Protocol
 from dicom_node.redundancy import nearest_distances
@@ -60,26 +61,31 @@ class Methods:
     def __init__(self, config: NodeConfig, cache: Path) -> None:
         self.config = config
         self._weights = weights.locate(config.encoder, cache)
-        self._placings = {of.name: _placing(of, cache) for of in config.protocol}
+        self._cache = cache
+        self._placings: dict[str, Placing] = {}
         for protocol in config.protocol:
-            self._check_extent(protocol)
+            self.placing(protocol)
 
     def _check_extent(self, protocol: Protocol) -> None:
         """Refuse a grid into which the tokens do not fit, before the first series fails of it."""
         grid = self.method(protocol).grid
         try:
-            coarsest = self.token_spec.pitches(self.encoder_spec.patch_size)[0]
+            check_grid(grid.shape, self.token_edge)
         except ValueError as error:
-            raise ConfigError(f"encoder.scales: {error}") from error
-        try:
-            check_grid(grid.shape, coarsest)
-        except ValueError as error:
-            edge = coarsest * grid.spacing_mm
+            edge = self.token_edge * grid.spacing_mm
             fitting = [max(1, round(side / edge)) * edge for side in grid.extent_mm]
             raise ConfigError(
                 f"[[protocol]] {protocol.name}: {error}; the coarsest token's edge is {edge:g} mm: "
                 f"extent_mm could be {fitting} (or change spacing_mm or encoder.scales)"
             ) from error
+
+    @property
+    def token_edge(self) -> int:
+        """Edge of the coarsest token in voxels; raises ConfigError where scales do not fit."""
+        try:
+            return self.token_spec.pitches(self.encoder_spec.patch_size)[0]
+        except ValueError as error:
+            raise ConfigError(f"encoder.scales: {error}") from error
 
     @property
     def card(self) -> WeightsCard:
@@ -155,7 +161,13 @@ class Methods:
         )
 
     def placing(self, of: Protocol) -> Placing:
-        """Return how the volumes of a protocol are placed; its template is read once."""
+        """Return how the volumes of a protocol are placed; its template is read once.
+
+        Raises ConfigError where its template or its grid is of no use.
+        """
+        if of.name not in self._placings:
+            self._check_extent(of)
+            self._placings[of.name] = _placing(of, self._cache)
         return self._placings[of.name]
 
     def token_fingerprint(self, of: Protocol) -> str:
@@ -205,13 +217,14 @@ def _placing(of: Protocol, cache: Path) -> Placing:
 
 
 class Line(Methods):
-    """What the stages share in one worker: configuration, ledger, files, the encoder."""
+    """What the stages share in one worker: protocols, ledger, files, the encoder."""
 
     def __init__(self, config: NodeConfig, database: Database, cache: Path) -> None:
         """Find the weights; raises as `Methods` does."""
         super().__init__(config, cache)
         self.database = database
         self.folders = Folders(config.node.data_dir)
+        self.protocols = Protocols(config, database, self.token_edge)
 
     def files(self, of: Protocol) -> ReferenceFiles:
         """Return the files of a protocol's token space: tokens and distances."""
