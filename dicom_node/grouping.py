@@ -28,7 +28,7 @@ from dicom_node.header import codes
 from dicom_node.proposal import DEFAULT_SETTING, Setting, proposed_name, toml, unused_name
 from dicom_node.protocol_config import Protocol
 from dicom_node.signature import Signature, group, signature
-from dicom_node.store import discovered_table
+from dicom_node.store import discovered_table, reference_table, series_table
 from dicom_node.store.database import Database, migrate
 
 _log = logging.getLogger(__name__)
@@ -121,6 +121,20 @@ class Protocols:
             return protocol.match(self.config.protocol, header, spacing_mm[0])
         except NoMatchingProtocol as error:
             return self._claim_unclaimed(header, spacing_mm, error)
+
+    def withdraw(self, name: str, uid: str) -> None:
+        """Take back a discovered protocol whose first series `uid` turned out to be of no use.
+
+        Nothing happens where other series have come to it, or a person has adopted it.
+        """
+        if self.database is None or name in {entry.name for entry in self.config.protocol}:
+            return
+        with self.database.begin() as db:
+            if series_table.claimed(db, name) == [uid] and not reference_table.fingerprints(
+                db, name
+            ):
+                discovered_table.forget(db, name, clock.now())
+                series_table.clear_protocol(db, [uid])
 
     def _claim_unclaimed(
         self, header: Dataset, spacing_mm: Spacing, unclaimed: NoMatchingProtocol

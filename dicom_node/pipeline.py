@@ -26,6 +26,7 @@ from torch import Tensor
 from dicom_node import clock, durable, findings, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
+from dicom_node.errors import SeriesRejected
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.objects.drawing import Picture
@@ -64,7 +65,11 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
         job_table.set_protocol(db, uid, series.revision, claimed.name)
     files = line.files(claimed)
     if not files.has_subject(name):
-        files.save_subject(name, _subject_of(line, claimed, source, progress))
+        try:
+            files.save_subject(name, _subject_of(line, claimed, source, progress))
+        except SeriesRejected:
+            line.protocols.withdraw(claimed.name, uid)
+            raise
     at, header = clock.now(), source.headers[0]
     made_by = (scanner_of(header), software_of(header))
     line.batch(claimed).add_candidate(name, uid, patient_key(header), at, *made_by)

@@ -183,6 +183,12 @@ def clear_protocol(db: Connection, uids: Sequence[str]) -> None:
         db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=None))
 
 
+def claimed(db: Connection, protocol: str) -> list[str]:
+    """Return the series that a protocol claims, in the order of their UIDs."""
+    found = select(series.c.series_instance_uid).where(series.c.protocol == protocol)
+    return list(db.execute(found.order_by(series.c.series_instance_uid)).scalars())
+
+
 def n_under_way(db: Connection, protocol: str) -> int:
     """Return how many series of a protocol have a job that is queued or runs."""
     busy = (JobState.QUEUED.value, JobState.RUNNING.value)

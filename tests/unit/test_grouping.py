@@ -5,9 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from dicom_node import grouping
+from dicom_node import grouping, pipeline
 from dicom_node.config import NodeConfig
-from dicom_node.errors import ConfigError, DecisionRefused, NoMatchingProtocol, NotScorable
+from dicom_node.errors import (
+    ConfigError,
+    DecisionRefused,
+    EmptyForeground,
+    NoMatchingProtocol,
+    NotScorable,
+)
 from dicom_node.grouping import Protocols, described, unfit
 from dicom_node.jobs import JobState
 from dicom_node.reference import ReferenceBatch
@@ -421,6 +427,27 @@ def test_a_localizer_of_many_slices_is_rejected_by_name(database, tmp_path, weig
     with database.read() as db:
         assert outcomes.counts(db) == {("", "rejected", "NotScorable"): 1}
     assert line.protocols.discovered() == ()
+
+
+def test_a_series_in_which_there_is_no_body_founds_nothing(
+    database, tmp_path, weights, monkeypatch
+):
+    line = make_line(database, tmp_path, weights)
+
+    def empty(*_arguments):
+        raise EmptyForeground("one value")
+
+    monkeypatch.setattr(pipeline, "make_subject", empty)
+    lines.receive_series(line, 1)
+    work(line)
+    with database.read() as db:
+        assert outcomes.counts(db) == {("", "rejected", "EmptyForeground"): 1}
+    assert line.protocols.discovered() == ()
+
+
+def test_one_that_others_have_come_to_is_not_taken_back(founded):
+    founded.withdraw(NAME, "1.2.1")
+    assert len(founded.discovered()) == 1
 
 
 def test_a_founder_of_other_words_for_one_signature_keeps_its_own_group(make):
