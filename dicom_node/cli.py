@@ -129,7 +129,9 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
 def _warnings(settings: NodeConfig) -> list[str]:
     """Return what is valid and yet hardly meant."""
     found = []
-    if not settings.protocol:
+    if not settings.protocol and settings.grouping.discover:
+        found.append("there is no [[protocol]]: alike series are scored in shadow, nothing is sent")
+    elif not settings.protocol:
         found.append("there is no [[protocol]]: every series will be filed and none scored")
     if not settings.destination:
         found.append("there is no [[destination]]: results stay on this machine")

@@ -74,6 +74,21 @@ class Completion(Section):
         return self
 
 
+class Grouping(Section):
+    """``[grouping]``: series that no ``[[protocol]]`` claims found groups of their own, in shadow.
+
+    What is no volume, a localizer and a derived image found none.
+    """
+
+    #: false: no new group is founded, and what no protocol claims is rejected; groups that are
+    #: there go on
+    discover: bool = True
+    #: groups in force, at most: a site has dozens of protocols, and each group takes disk and time
+    max_discovered: Annotated[int, Field(ge=1, le=1000)] = 50
+    #: of a group that is founded: as of a [[protocol]]
+    min_reference: Annotated[int, Field(ge=3, le=60)] = 15
+
+
 class Encoder(Section):
     """``[encoder]``: the frozen vision transformer; a change of it founds new reference batches."""
 
@@ -180,6 +195,7 @@ class NodeConfig(Section):
     storage: Storage = Storage()
     receiver: Receiver = Receiver()
     completion: Completion = Completion()
+    grouping: Grouping = Grouping()
     encoder: Encoder = Encoder()
     scoring: Scoring = Scoring()
     results: Results = Results()

@@ -64,6 +64,8 @@ class Observed:
     n_candidates: int = 0
     #: a person stopped the automatic changes
     frozen: bool = False
+    #: the node found the protocol by itself
+    discovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +292,8 @@ def _too_many(protocol: Protocol, group: Group, rule: Watch) -> Notice | None:
 def small_batch(observed: Observed) -> list[Notice]:
     """Return whether studies wait for a batch with fewer patients than it needs."""
     needed = observed.protocol.min_reference
-    if not observed.n_waiting or observed.n_admitted >= needed:
+    # what the node discovered may be rare: nobody has to mend that
+    if observed.discovered or not observed.n_waiting or observed.n_admitted >= needed:
         return []
     said = (
         f"{observed.n_waiting} studies wait for the reference batch: {observed.n_admitted} "

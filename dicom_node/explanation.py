@@ -25,6 +25,7 @@ from dicom_node.errors import (
     UnreadableDataSet,
     UnsupportedPixels,
 )
+from dicom_node.grouping import Discovered, joined, unfit
 from dicom_node.header import DAMAGED, codes, number, value
 from dicom_node.protocol_config import Protocol
 from dicom_node.signature import Signature, group, signature
@@ -55,6 +56,8 @@ class Explained:
     signature: Signature | None
     #: the protocol that claims it, and all that its rule asks for
     protocol: str | None = None
+    #: the protocol that the node discovered and that it joins, where no rule of the file claims it
+    joins: str | None = None
     asked: tuple[str, ...] = ()
     #: (protocol, what of its rule does not match), in the file's order; nothing of the claiming one
     mismatches: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -62,6 +65,14 @@ class Explained:
     #: why the node rejects it
     fault: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Whose rules are asked: those of the file, then what the node found by itself."""
+
+    protocols: Sequence[Protocol]
+    discovered: Sequence[Discovered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,9 @@ class _Instances:
     seen: set[str] = field(default_factory=set)
 
 
-def explain(path: Path, protocols: Sequence[Protocol]) -> tuple[Explained, ...]:
+def explain(
+    path: Path, protocols: Sequence[Protocol], discovered: Sequence[Discovered] = ()
+) -> tuple[Explained, ...]:
     """Explain every CT and MR series of a folder, or the one that a file belongs to.
 
     Parameters
@@ -84,6 +97,8 @@ def explain(path: Path, protocols: Sequence[Protocol]) -> tuple[Explained, ...]:
         alone does not show the distance of slices: that is then taken from its header.
     protocols
         In the configuration's order.
+    discovered
+        What the node found by itself, the oldest first.
 
     Raises
     ------
@@ -93,8 +108,10 @@ def explain(path: Path, protocols: Sequence[Protocol]) -> tuple[Explained, ...]:
         There is no CT or MR instance.
     """
     alone = path.is_file()
-    found = [_explain(entry, protocols, alone=alone) for entry in _read(path)]
-    return _with_proposals(found, {entry.name for entry in protocols})
+    asked = _Asked(protocols, discovered)
+    found = [_explain(entry, asked, alone=alone) for entry in _read(path)]
+    taken = {entry.name for entry in protocols} | {entry.protocol.name for entry in discovered}
+    return _with_proposals(found, taken)
 
 
 # --- files -> series ----------------------------------------------------------------------------
@@ -153,7 +170,7 @@ def _refuse_file(path: Path) -> None:
 # --- one series ---------------------------------------------------------------------------------
 
 
-def _explain(instances: _Instances, protocols: Sequence[Protocol], *, alone: bool) -> Explained:
+def _explain(instances: _Instances, asked: _Asked, *, alone: bool) -> Explained:
     """Say what becomes of one series; what the node would reject it for is a fault."""
     entry = Explained(instances.uid, len(instances.files), None)
     try:
@@ -169,7 +186,7 @@ def _explain(instances: _Instances, protocols: Sequence[Protocol], *, alone: boo
         except SeriesRejected as error:
             return replace(entry, signature=signature(header, spacing_mm), fault=str(error))
         header, spacing_mm = built.headers[0], built.spacing_mm
-    return _judged(entry, header, spacing_mm, protocols)
+    return _judged(entry, header, spacing_mm, asked)
 
 
 def _build(files: Sequence[Path]) -> volume.Volume:
@@ -184,18 +201,26 @@ def _judged(
     entry: Explained,
     header: Dataset,
     spacing_mm: tuple[float, float, float],
-    protocols: Sequence[Protocol],
+    asked: _Asked,
 ) -> Explained:
-    """Ask every rule, as `protocol.match` does, and keep what each says."""
+    """Ask every rule, as `grouping.Protocols.claim` does, and keep what each says."""
     faults = [
-        (p.name, tuple(protocol.mismatches(p.match, header, spacing_mm[0]))) for p in protocols
+        (p.name, tuple(protocol.mismatches(p.match, header, spacing_mm[0])))
+        for p in asked.protocols
     ]
-    claiming = next((p for p, (_, said) in zip(protocols, faults, strict=True) if not said), None)
+    pairs = zip(asked.protocols, faults, strict=True)
+    claiming = next((p for p, (_, said) in pairs if not said), None)
+    made, derived = signature(header, spacing_mm), None if claiming else unfit(header)
+    entered = None
+    if claiming is None and derived is None:
+        entered = joined(asked.discovered, made, header, spacing_mm[0])
     return replace(
         entry,
-        signature=signature(header, spacing_mm),
+        signature=made,
         protocol=claiming.name if claiming else None,
+        joins=entered.protocol.name if entered else None,
         asked=_asked(claiming) if claiming else (),
+        notes=(*entry.notes, derived) if derived else entry.notes,
         mismatches=tuple((name, said) for name, said in faults if said),
     )
 
@@ -304,4 +329,5 @@ def _shared(members: Sequence[Signature], founder: Signature) -> Signature:
 
 def _wants_proposal(entry: Explained) -> bool:
     """Return whether a series could be scored if only a rule claimed it."""
-    return entry.signature is not None and entry.protocol is None and entry.fault is None
+    claimed = entry.protocol or entry.joins
+    return entry.signature is not None and not claimed and entry.fault is None

@@ -61,7 +61,8 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
             JobState.SUPERSEDED,
         }
     ),
-    JobState.WAITING: frozenset({JobState.QUEUED, JobState.SUPERSEDED}),
+    # rejected when the discovered protocol that it waits for is forgotten
+    JobState.WAITING: frozenset({JobState.QUEUED, JobState.REJECTED, JobState.SUPERSEDED}),
     JobState.FAILED: frozenset({JobState.QUEUED, JobState.SUPERSEDED}),
     JobState.REJECTED: frozenset({JobState.QUEUED, JobState.SUPERSEDED}),
     JobState.DONE: frozenset(),

@@ -37,6 +37,7 @@ from dicom_node.config import NodeConfig, digest
 from dicom_node.config_types import Scale
 from dicom_node.errors import ConfigError, NodeError
 from dicom_node.folders import Folders
+from dicom_node.grouping import Protocols
 from dicom_node.placement import Placing
 from dicom_node.protocol_config import Protocol
 from dicom_node.redundancy import nearest_distances
@@ -63,27 +64,35 @@ class Methods:
     def __init__(self, config: NodeConfig, cache: Path) -> None:
         self.config = config
         self._weights = weights.locate(config.encoder, cache)
-        self._placings = {of.name: _placing(of, cache) for of in config.protocol}
+        self._cache = cache
+        self._placings: dict[str, Placing] = {}
         for protocol in config.protocol:
-            self._check_extent(protocol)
+            self.placing(protocol)
 
     def _check_extent(self, protocol: Protocol) -> None:
         """Refuse a grid into which the tokens do not fit, before the first series fails of it."""
-        grid = self.method(protocol).grid
+        grid, edge_voxels = self.method(protocol).grid, self.token_edge(protocol)
         try:
-            coarsest = self.token_spec(protocol).pitches(self.encoder_spec.patch_size)[0]
+            check_grid(grid.shape, edge_voxels)
         except ValueError as error:
-            where = "encoder." if protocol.scales is None else f"[[protocol]] {protocol.name}: "
-            raise ConfigError(f"{where}scales: {error}") from error
-        try:
-            check_grid(grid.shape, coarsest)
-        except ValueError as error:
-            edge = coarsest * grid.spacing_mm
+            edge = edge_voxels * grid.spacing_mm
             fitting = [max(1, round(side / edge)) * edge for side in grid.extent_mm]
             raise ConfigError(
                 f"[[protocol]] {protocol.name}: {error}; the coarsest token's edge is {edge:g} mm: "
                 f"extent_mm could be {fitting} (or change spacing_mm or encoder.scales)"
             ) from error
+
+    def token_edge(self, of: Protocol | None = None) -> int:
+        """Return the edge of the coarsest token in voxels, of a protocol or as [encoder] has it.
+
+        Raises ConfigError where the scales do not fit.
+        """
+        try:
+            return self.token_spec(of).pitches(self.encoder_spec.patch_size)[0]
+        except ValueError as error:
+            own = of is not None and of.scales is not None
+            where = f"[[protocol]] {of.name}: " if of is not None and own else "encoder."
+            raise ConfigError(f"{where}scales: {error}") from error
 
     @property
     def card(self) -> WeightsCard:
@@ -123,11 +132,12 @@ class Methods:
                 f"{self._weights.card.name} on encoder.device {settings.device}{compiled}: {why}"
             ) from error
 
-    def token_spec(self, of: Protocol) -> TokenSpec:
-        """Return how the tokens of a protocol are made."""
+    def token_spec(self, of: Protocol | None = None) -> TokenSpec:
+        """Return how the tokens of a protocol are made, or of one without scales of its own."""
         encoder = self.config.encoder
+        own = None if of is None else of.scales
         return TokenSpec(
-            scales=self._scales(encoder.scales if of.scales is None else of.scales),
+            scales=self._scales(encoder.scales if own is None else own),
             axes=tuple(_AXES[axis] for axis in encoder.axes),
             projection_dim=encoder.projection_dim,
             seed=encoder.seed,
@@ -161,7 +171,13 @@ class Methods:
         )
 
     def placing(self, of: Protocol) -> Placing:
-        """Return how the volumes of a protocol are placed; its template is read once."""
+        """Return how the volumes of a protocol are placed; its template is read once.
+
+        Raises ConfigError where its template or its grid is of no use.
+        """
+        if of.name not in self._placings:
+            self._check_extent(of)
+            self._placings[of.name] = _placing(of, self._cache)
         return self._placings[of.name]
 
     def token_fingerprint(self, of: Protocol) -> str:
@@ -216,13 +232,14 @@ def _placing(of: Protocol, cache: Path) -> Placing:
 
 
 class Line(Methods):
-    """What the stages share in one worker: configuration, ledger, files, the encoder."""
+    """What the stages share in one worker: protocols, ledger, files, the encoder."""
 
     def __init__(self, config: NodeConfig, database: Database, cache: Path) -> None:
         """Find the weights; raises as `Methods` does."""
         super().__init__(config, cache)
         self.database = database
         self.folders = Folders(config.node.data_dir)
+        self.protocols = Protocols(config, database, self.token_edge())
 
     def files(self, of: Protocol) -> ReferenceFiles:
         """Return the files of a protocol's token space: tokens and distances."""

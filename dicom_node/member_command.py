@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicom_node import clock, config, reference_verbs
+from dicom_node import clock, config, discovered_command, reference_verbs
 from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath, ledger_of
 from dicom_node.errors import ConfigError
 from dicom_node.folders import cache_folder
+from dicom_node.grouping import Protocols
 from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
+from dicom_node.store import reference_table
 from dicom_node.store.admission_table import Event
 from dicom_node.store.database import Database, migrate
 from dicom_node.store.reference_table import Member
@@ -55,6 +57,7 @@ def mount(app: typer.Typer) -> None:
     for name, (verb, text) in _DECISIONS.items():
         app.command(name, help=text)(verb)
     app.command()(undo)
+    discovered_command.mount(app)
     app.command()(export)
     app.command("import")(import_)
 
@@ -67,11 +70,18 @@ def list_(
     protocol: ProtocolName = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """List who is known to a protocol's reference batch, oldest first.
+    """List who is known to a protocol's reference batch, and the protocols the node discovered.
 
     Example: dicom-node reference list --protocol head-t1
     """
-    batch = _batch(config_path, protocol)
+    protocols = _protocols(config_path)
+    empty = protocol is None and not as_json and not _usual_has_members(protocols)
+    if empty and protocols.discovered():
+        discovered_command.print_discovered(protocols)
+        names = ", ".join(entry.name for entry in protocols.all())
+        _say(f"--protocol names one of them to list who is in its batch: {names}")
+        return
+    batch = reference_verbs.current_batch(_ledger(protocols), _chosen(protocols, protocol))
     found = reference_verbs.list_members(batch)
     if as_json:
         _out.print_json(json.dumps([_described(entry) for entry in found]))
@@ -80,19 +90,31 @@ def list_(
     _print_table(("subject", "state", "percentile", "scanner", "decided by", "reason"), rows)
     if batch.frozen():
         _say("The batch is frozen: nobody comes or leaves by rule.")
+    if discovered_command.find(protocols, batch.protocol.name):
+        _say(f"{batch.protocol.name} is {discovered_command.MARK}: nothing is sent.")
+    elif protocol is None:
+        discovered_command.print_discovered(protocols)
 
 
 def show(
-    subject: Subject,
+    subject: Annotated[
+        str, typer.Argument(help="A subject, or a discovered protocol, as `list` names it.")
+    ],
     config_path: ConfigPath = DEFAULT_CONFIG,
     protocol: ProtocolName = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """Show a subject and all that was decided of it.
+    """Show a subject and all that was decided of it, or a protocol that the node discovered.
 
     Example: dicom-node reference show 5f3a0c1b9d2e
     """
-    found = reference_verbs.show(_batch(config_path, protocol), subject)
+    protocols = _protocols(config_path)
+    entry = discovered_command.find(protocols, subject)
+    if entry is not None:
+        discovered_command.print_one(protocols, entry, as_json=as_json)
+        return
+    batch = reference_verbs.current_batch(_ledger(protocols), _chosen(protocols, protocol))
+    found = reference_verbs.show(batch, subject)
     if as_json:
         events = [_summary(event) for event in found.events]
         _out.print_json(json.dumps(_described(found.member) | {"decisions": events}))
@@ -260,24 +282,53 @@ def _line(config_path: Path, protocol: str | None) -> tuple[Line, Protocol]:
     from dicom_node.line import Line
 
     settings = config.load(config_path)
-    return Line(settings, _database(settings), cache_folder()), _chosen(settings, protocol)
+    line = Line(settings, _database(settings), cache_folder())
+    return line, _chosen(line.protocols, protocol)
 
 
 # --- what all share -----------------------------------------------------------------------------
 
 
 def _batch(config_path: Path, protocol: str | None) -> ReferenceBatch:
+    protocols = _protocols(config_path)
+    return reference_verbs.current_batch(_ledger(protocols), _chosen(protocols, protocol))
+
+
+def _protocols(config_path: Path) -> Protocols:
+    """Return the protocols of the node; raises ConfigError where it has never been started."""
     settings = config.load(config_path)
-    chosen = _chosen(settings, protocol)
-    return reference_verbs.current_batch(_database(settings), chosen)
+    return Protocols(settings, _database(settings))
 
 
-def _chosen(settings: config.NodeConfig, name: str | None) -> Protocol:
-    """Return the named protocol, or the only one; raises ConfigError."""
-    if name is None and len(settings.protocol) != 1:
-        known = ", ".join(protocol.name for protocol in settings.protocol)
+def _ledger(protocols: Protocols) -> Database:
+    return protocols.database or _database(protocols.config)
+
+
+def _usual(protocols: Protocols) -> Protocol | None:
+    """Return the protocol that is meant where none is named: the only one of the configuration.
+
+    Or the only discovered one, where the configuration has none.
+    """
+    named = protocols.config.protocol or protocols.all()
+    return named[0] if len(named) == 1 else None
+
+
+def _usual_has_members(protocols: Protocols) -> bool:
+    """Return whether a protocol is meant where none is named, and studies of it have come."""
+    usual = _usual(protocols)
+    with _ledger(protocols).read() as db:
+        return usual is not None and bool(reference_table.fingerprints(db, usual.name))
+
+
+def _chosen(protocols: Protocols, name: str | None) -> Protocol:
+    """Return the named protocol, or the usual one; raises ConfigError."""
+    if name:
+        return protocols.named(name)
+    usual = _usual(protocols)
+    if usual is None:
+        known = ", ".join(protocol.name for protocol in protocols.all())
         raise ConfigError(f"--protocol names one of: {known or '(the configuration has none)'}")
-    return settings.protocol_named(name) if name else settings.protocol[0]
+    return usual
 
 
 def _database(settings: config.NodeConfig) -> Database:

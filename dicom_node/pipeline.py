@@ -24,9 +24,10 @@ from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dicom_node import admission, clock, durable, findings, protocol, quality, volume
+from dicom_node import admission, clock, durable, findings, quality, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
+from dicom_node.errors import SeriesRejected
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.objects.drawing import Picture
@@ -53,18 +54,24 @@ Progress = Callable[[float], None]
 def tokenize(line: Line, uid: str, progress: Progress) -> str:
     """Turn a complete series into tokens and make it known to its batch; returns the protocol.
 
-    Tokens that are kept are not made again. Where the batch is now large enough, the jobs that wait
-    for it are released. Raises SeriesRejected: the series is no volume, no protocol claims it, or
-    there is no body in it.
+    A series like none before founds a protocol (:mod:`dicom_node.grouping`). Tokens that are kept
+    are not made again. Where the batch is now large enough, the jobs that wait for it are released.
+    Raises SeriesRejected: the series is no volume, no protocol claims it and none may be founded,
+    or there is no body in it.
     """
     series, name = line.series(uid)
     source = volume.build(series.files)
-    claimed = protocol.match(line.config.protocol, source.headers[0], source.spacing_mm[0])
+    claimed = line.protocols.claim(source.headers[0], source.spacing_mm)
     with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol
         series_table.set_protocol(db, uid, claimed.name)
+        job_table.set_protocol(db, uid, series.revision, claimed.name)
     files = line.files(claimed)
     if not files.has_subject(name):
-        files.save_subject(name, _subject_of(line, claimed, source, progress))
+        try:
+            files.save_subject(name, _subject_of(line, claimed, source, progress))
+        except SeriesRejected:
+            line.protocols.withdraw(claimed.name, uid)
+            raise
     at, header = clock.now(), source.headers[0]
     made_by = (scanner_of(header), software_of(header))
     line.batch(claimed).add_candidate(name, uid, patient_key(header), at, *made_by)
@@ -114,10 +121,12 @@ def score(line: Line, uid: str, progress: Progress) -> str:
         The series' protocol is no longer in the configuration.
     """
     series, name = line.series(uid)
-    claimed = line.config.protocol_named(str(series.protocol))
-    if series.state == series_table.COMPLETE and not line.files(claimed).has_subject(name):
-        # tokenized before an upgrade, or for another encoder, and waiting since
-        claimed = line.config.protocol_named(tokenize(line, uid, progress))
+    claimed = line.protocols.named(series.protocol) if series.protocol else None
+    ready = claimed is not None and line.files(claimed).has_subject(name)
+    if claimed is None or (series.state == series_table.COMPLETE and not ready):
+        # tokenized before an upgrade, or for another encoder or a protocol that is forgotten, and
+        # waiting since
+        claimed = line.protocols.named(tokenize(line, uid, progress))
     at, patient = clock.now(), _patient_of(line, claimed, name)
     batch = line.batch(claimed).snapshot(name, patient, at)
     spec = line.method(claimed).scoring
@@ -208,7 +217,7 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     series, _ = line.series(uid)
     with line.database.read() as db:
         score_id, entry = result_table.get_score(db, uid, series.revision)
-    claimed = line.config.protocol_named(entry.protocol)
+    claimed = line.protocols.named(entry.protocol)
     source = volume.build(series.files)
     _name_body_part(source, claimed)
     voxel_map = source_map(line, claimed, entry, source)

@@ -10,7 +10,9 @@ import json
 import math
 import re
 from collections.abc import Container
+from dataclasses import dataclass
 
+from dicom_node.protocol_config import Protocol
 from dicom_node.signature import DEFAULT_TOLERANCES, Signature, Tolerances
 
 #: names of protocols are no longer (`protocol_config.Protocol`)
@@ -19,6 +21,10 @@ _LONGEST_NAME = 40
 _ALIGNED = {"HEAD"}
 #: what fits into 168 mm: an extremity's field of view
 _SMALL = {"KNEE", "ANKLE", "FOOT", "WRIST", "HAND", "ELBOW", "CSPINE", "NECK"}
+#: extent and voxel of the canonical grid, mm: of a head or an extremity, of lungs, and of a trunk
+_SMALL_GRID = ((168.0, 196.0, 168.0), 1.0)
+_LUNG_GRID = ((336.0, 280.0, 364.0), 1.0)
+_TRUNK_GRID = ((392.0, 392.0, 392.0), 2.0)
 #: centre and width in HU, as a radiologist sets them for the region
 _WINDOWS_HU = {"HEAD": (40.0, 80.0), "CHEST": (-600.0, 1500.0)}
 _SOFT_TISSUE_HU = (40.0, 400.0)
@@ -45,6 +51,19 @@ _FLAVOURS = {
     "FMRI": "epi",
     "ADC": "adc",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a proposal takes from the node that it is for."""
+
+    #: edge of its coarsest token in canonical voxels; each side of a grid is a multiple of it
+    token_edge: int = 14
+    #: least number of other patients that a study is compared with
+    min_reference: int = Protocol.model_fields["min_reference"].default
+
+
+DEFAULT_SETTING = Setting()
 
 
 # --- the name -----------------------------------------------------------------------------------
@@ -153,7 +172,12 @@ def _of_gradient_echo(echo_ms: float, repetition_ms: float) -> str:
 # --- the rule -----------------------------------------------------------------------------------
 
 
-def toml(signature: Signature, name: str, tolerances: Tolerances = DEFAULT_TOLERANCES) -> str:
+def toml(
+    signature: Signature,
+    name: str,
+    tolerances: Tolerances = DEFAULT_TOLERANCES,
+    setting: Setting = DEFAULT_SETTING,
+) -> str:
     """Return a ``[[protocol]]`` that claims the series of `signature`, ready for ``config.toml``.
 
     It asks for what the header says in the attribute that rules look at (`protocol_config.Match`),
@@ -164,8 +188,11 @@ def toml(signature: Signature, name: str, tolerances: Tolerances = DEFAULT_TOLER
     ----------
     name
         As `proposed_name` makes it; anything that `protocol_config.Protocol` takes.
+    setting
+        Of the node; the default one has the packaged weights.
     """
-    lines = ["[[protocol]]", f"name = {_quoted(name)}", 'mode = "shadow"', *_method(signature)]
+    lines = ["[[protocol]]", f"name = {_quoted(name)}", 'mode = "shadow"']
+    lines += [*_reference(setting), *_method(signature, setting.token_edge)]
     lines += ["", "[protocol.match]", f"modality = {_quoted(signature.modality)}"]
     if signature.body_part_as_sent:
         lines.append(f"body_part = {_quoted(signature.body_part_as_sent)}")
@@ -213,11 +240,18 @@ def _range(found: float, share: float) -> str:
     return f"[{low}, {high}]"
 
 
-def _method(signature: Signature) -> list[str]:
+def _reference(setting: Setting) -> list[str]:
+    """Return how large its batch has to be, where that differs from the default."""
+    usual = DEFAULT_SETTING.min_reference
+    wanted = setting.min_reference
+    return [] if wanted == usual else [f"min_reference = {wanted}"]
+
+
+def _method(signature: Signature, token_edge: int) -> list[str]:
     """Return the keys that say how it is scored, where they differ from the defaults.
 
-    As the presets of batch mode: heads are compared place by place; of what cannot be laid over one
-    another, raw distances on a grid that holds a trunk.
+    As the presets of batch mode: heads are compared place by place, what cannot be laid over one
+    another with its analogues, on a grid that holds a trunk; of a chest CT the lungs, in detail.
     """
     lines = []
     part = signature.body_part or ""
@@ -227,12 +261,25 @@ def _method(signature: Signature) -> list[str]:
         centre, width = _WINDOWS_HU.get(part, _SOFT_TISSUE_HU)
         lines += ['intensity = "hounsfield"', f"window_hu = [{centre}, {width}]"]
     if part in _ALIGNED:
-        return lines
-    if part not in _SMALL:
-        lines += ["extent_mm = [392.0, 392.0, 392.0]", "spacing_mm = 2.0"]
-    # raw distances have no unit that is the same everywhere
-    note = "# in raw distances: set it by the first scores"
-    return [*lines, 'calibration = "none"', f"finding_threshold = 3.0   {note}"]
+        return [*lines, *_grid(_SMALL_GRID, token_edge)]
+    lines.append('calibration = "analogue"')
+    if signature.modality == "CT" and part == "CHEST":
+        lines += ['foreground = "lung"', "scales = [{ upsampling = 2 }]"]
+        return [*lines, *_grid(_LUNG_GRID, token_edge)]
+    return [*lines, *_grid(_SMALL_GRID if part in _SMALL else _TRUNK_GRID, token_edge)]
+
+
+def _grid(grid: tuple[tuple[float, float, float], float], token_edge: int) -> list[str]:
+    """Return the keys of a canonical grid whose sides are whole tokens, as near as they come."""
+    sides, spacing_mm = grid
+    edge_mm = token_edge * spacing_mm
+    extent = [max(1, round(side / edge_mm)) * edge_mm for side in sides]
+    lines = []
+    if tuple(extent) != Protocol.model_fields["extent_mm"].default:
+        lines.append(f"extent_mm = {extent}")
+    if spacing_mm != Protocol.model_fields["spacing_mm"].default:
+        lines.append(f"spacing_mm = {spacing_mm}")
+    return lines
 
 
 def _hints(signature: Signature) -> list[str]:

@@ -60,9 +60,10 @@ def signature_verb(
     """
     # reads pixels, with a second of imports that no other verb needs
     from dicom_node.explanation import explain
+    from dicom_node.grouping import of_node
 
     settings = _settings(config_path)
-    found = explain(path, settings.protocol)
+    found = explain(path, settings.protocol, of_node(settings).discovered())
     if as_json:
         _out.print_json(json.dumps([_as_values(entry) for entry in found]))
     else:
@@ -107,6 +108,8 @@ def _show(entry: Explained) -> None:
         _print("none; the node rejects the series", "  protocol:", "red")
     elif entry.protocol:
         _print(f"{entry.protocol}, for {', '.join(entry.asked)}", "  protocol:", "green")
+    elif entry.joins:
+        _print(f"none; joins discovered {entry.joins}, in shadow", "  protocol:", "green")
     else:
         _print("none", "  protocol:", "yellow")
     for name, faults in entry.mismatches:

@@ -17,15 +17,31 @@ from datetime import datetime
 
 from dicom_node import admission, clock
 from dicom_node.admission import Freezes
-from dicom_node.errors import DecisionRefused
+from dicom_node.errors import DecisionRefused, NoMatchingProtocol
+from dicom_node.grouping import Protocols
 from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
-from dicom_node.store import admission_table, job_table, reference_table
+from dicom_node.store import (
+    admission_table,
+    discovered_table,
+    job_table,
+    reference_table,
+    series_table,
+)
 from dicom_node.store.admission_table import FREEZE, UNFREEZE, Change, Decision, Event
 from dicom_node.store.database import Database
-from dicom_node.store.reference_table import ADMITTED, EVICTED, EXCLUDED, RULE, STATES, Member
+from dicom_node.store.reference_table import (
+    ADMITTED,
+    CANDIDATE,
+    EVICTED,
+    EXCLUDED,
+    RULE,
+    STATES,
+    Member,
+)
 
 _LONGEST_NAME = 64
+_FORGET = "forget"
 
 #: the member and the admitted ones, oldest first -> what is to change
 Plan = Callable[[Member, Sequence[Member]], Sequence[Change]]
@@ -37,6 +53,16 @@ class Shown:
 
     member: Member
     events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What went with a discovered protocol."""
+
+    #: candidates and admitted ones that have left its batch
+    n_members: int
+    #: studies that waited for it
+    n_waiting: int
 
 
 # --- to look at ---------------------------------------------------------------------------------
@@ -228,6 +254,8 @@ def undo(
         done = event.decision
         other = (done.protocol, done.fingerprint) != _where(batch)
         _refuse(other, f"decision {number} is about another batch, of {done.protocol!r}")
+        gone = "a forgotten protocol does not come back: its series found another, or are claimed"
+        _refuse(done.verb == _FORGET, gone)
         for change in event.changes:
             now = reference_table.get_member(db, *_where(batch), change.subject)
             if now != change.new:
@@ -276,6 +304,46 @@ def _check_room(protocol: Protocol, before: Sequence[Member], after: Sequence[Me
     doubled = [m.subject for m in after if twice[m.patient_key] and studies[m.patient_key] > 1]
     text = f"{' and '.join(doubled)} are studies of one patient: exclude one of them first"
     _refuse(bool(doubled), text)
+
+
+# --- a protocol that the node discovered ---------------------------------------------------------
+
+
+def forget(
+    protocols: Protocols, name: str, by: str, reason: str, at: datetime | None = None
+) -> Forgotten:
+    """Let a discovered protocol claim nothing any more, for good.
+
+    Its members are excluded, in every token space; studies that wait for its batch are rejected,
+    and `retry` handles them as unclaimed. Scores that it has made stay as they are, under its name,
+    which no other protocol is given. Raises DecisionRefused: no discovered protocol is called so,
+    or studies of it are under way.
+    """
+    moment = at or clock.now()
+    database, known = protocols.database, {e.protocol.name for e in protocols.discovered()}
+    if database is None or name not in known:
+        others = ", ".join(sorted(known)) or "none"
+        raise DecisionRefused(f"no discovered protocol is named {name!r}; there are: {others}")
+    with database.begin() as db:
+        busy = series_table.n_under_way(db, name)
+        _refuse(bool(busy), f"{busy} studies of {name!r} are under way: wait until they are done")
+        n_members = 0
+        for space in reference_table.fingerprints(db, name) or [""]:
+            decision = Decision(name, space, by, _FORGET, reason)
+            check_author(decision)
+            serving = reference_table.members(db, name, space, (ADMITTED, CANDIDATE))
+            changes = [
+                Change(m, replace(m, state=EXCLUDED, reason=reason, pinned=False)) for m in serving
+            ]
+            admission_table.record(db, decision, changes, moment)
+            n_members += len(changes)
+        _refuse(not discovered_table.forget(db, name, moment), f"{name!r} is forgotten already")
+        why = f"the discovered protocol {name!r} was forgotten by {by}; write a [[protocol]] that "
+        why += "claims the series, or let it found another, then `dicom-node retry`"
+        fault = NoMatchingProtocol.__name__
+        waiting = job_table.reject_waiting(db, name, why, fault, moment)
+        series_table.clear_protocol(db, waiting)
+    return Forgotten(n_members, len(waiting))
 
 
 # --- what all share -----------------------------------------------------------------------------

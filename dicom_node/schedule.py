@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -15,6 +16,7 @@ from dicom_node import admission, clock, drift, weekly
 from dicom_node.admission import Freezes
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DatabaseUnavailable
+from dicom_node.grouping import Protocols
 from dicom_node.protocol_config import Protocol
 from dicom_node.store import (
     admission_table,
@@ -44,6 +46,7 @@ class Duties:
     def __init__(self, config: NodeConfig, database: Database) -> None:
         self._config = config
         self._database = database
+        self._protocols = Protocols(config, database)
         # coalesce: after a pause one look is as good as all that were missed
         self._scheduler = BackgroundScheduler(
             timezone="UTC",
@@ -114,6 +117,10 @@ class Duties:
             with self._database.read() as db:
                 standing = warning_table.open_keys(db)
             seen = [_observed(self._database, protocol) for protocol in self._config.protocol]
+            seen += [
+                replace(_observed(self._database, entry.protocol), discovered=True)
+                for entry in self._protocols.discovered()
+            ]
             notices = drift.judge(seen, self._config.watch, standing)
             with self._database.begin() as db:
                 settled = warning_table.settle(db, notices, clock.now())

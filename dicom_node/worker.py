@@ -118,15 +118,17 @@ class Worker:
         values["not_before"] = clock.stamp(at + timedelta(seconds=delay_s))
         with self._line.database.begin() as db:
             job_table.let_go(db, job.id, self._name, state, at, **values)
-        if state is JobState.WAITING and job.protocol is not None:
-            self._release(job.protocol)
+            # as it is now: the stage may have matched the series anew
+            protocol = job_table.get(db, job.id).protocol
+        if state is JobState.WAITING and protocol is not None:
+            self._release(protocol)
 
     def _release(self, protocol: str) -> None:
         """Queue what waits for a batch that has grown since the job in hand looked at it.
 
         Whoever made it grow released the jobs that were waiting then; this one was still running.
         """
-        if self._line.batch(self._line.config.protocol_named(protocol)).ready():
+        if self._line.batch(self._line.protocols.named(protocol)).ready():
             with self._line.database.begin() as db:
                 job_table.release_waiting(db, protocol, clock.now())
 
@@ -134,8 +136,10 @@ class Worker:
         """Record that it is done and queue the next stage, in one transaction."""
         at = clock.now()
         following = job.stage.following
-        protocol = outcome if job.stage is Stage.TOKENIZE else job.protocol
         with self._line.database.begin() as db:
+            # as it is now: the stage may have matched the series anew
+            known = job_table.get(db, job.id).protocol
+            protocol = outcome if job.stage is Stage.TOKENIZE else known
             # not done: superseded meanwhile, or another worker's by now; its next stage is not ours
             values = {"reason": outcome, "fault": None, "protocol": protocol}
             done = job_table.let_go(db, job.id, self._name, JobState.DONE, at, **values)

@@ -15,6 +15,7 @@ from dicom_node.anomaly.spec import MethodSpec
 from dicom_node.anomaly.tokens import check_grid
 from dicom_node.config import NodeConfig, digest
 from dicom_node.errors import ConfigError, NoMatchingProtocol
+from dicom_node.grouping import of_node
 from dicom_node.line import Methods
 from dicom_node.placement import Foreground, Placing
 from dicom_node.protocol_config import Match, Protocol
@@ -68,7 +69,7 @@ class Recipe:
 
 
 def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
-    """Return the recipe of a protocol of a node's configuration.
+    """Return the recipe of a protocol of a node: of its configuration, or one it discovered.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
         What ``[encoder]`` names is not there, or is something else.
     """
     methods = Methods(config, cache)
-    chosen = config.protocol_named(name)
+    chosen = of_node(config).named(name)
     return Recipe(
         name=name,
         method=methods.method(chosen),

@@ -41,6 +41,9 @@ reserve = "500 MiB"
 [completion]
 quiet = "2 s"
 
+[grouping]
+discover = false
+
 [web]
 port = {web_port}
 

@@ -161,6 +161,13 @@ def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
     ).rowcount
 
 
+def set_protocol(db: Connection, uid: str, revision: int, protocol: str) -> None:
+    """Record which protocol claims the series whose job runs; it may be another than before."""
+    running = (job.c.series_instance_uid == uid) & (job.c.revision == revision)
+    running &= job.c.state == JobState.RUNNING.value
+    db.execute(update(job).where(running).values(protocol=protocol))
+
+
 def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
     """Queue what waits for `protocol`'s batch, with all its attempts; returns how many."""
     moment = clock.stamp(at)
@@ -169,6 +176,17 @@ def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
         .where(job.c.state == JobState.WAITING.value, job.c.protocol == protocol)
         .values(state=JobState.QUEUED.value, not_before=moment, attempts=0, updated=moment)
     ).rowcount
+
+
+def reject_waiting(
+    db: Connection, protocol: str, reason: str, fault: str, at: datetime
+) -> list[str]:
+    """Reject what waits for the batch of a protocol that is no more; returns the series."""
+    waiting = (job.c.state == JobState.WAITING.value) & (job.c.protocol == protocol)
+    found = db.execute(select(job.c.id, job.c.series_instance_uid).where(waiting)).all()
+    for row in found:
+        move(db, row.id, JobState.REJECTED, at, reason=reason, fault=fault, protocol=None)
+    return [row.series_instance_uid for row in found]
 
 
 def n_waiting(db: Connection, protocol: str) -> int:

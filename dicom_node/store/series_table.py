@@ -7,6 +7,7 @@ instance reopens the series under its next revision, and everything after is don
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
+from dicom_node.jobs import JobState
 from dicom_node.series import FiledInstance, Series
 from dicom_node.store import job_table
-from dicom_node.store.tables import association, carried, instance, refusal, series
+from dicom_node.store.tables import association, carried, instance, job, refusal, series
 
 #: states of a series
 RECEIVING, COMPLETE = "receiving", "complete"
@@ -173,6 +175,29 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
 def set_protocol(db: Connection, uid: str, protocol: str) -> None:
     """Record which protocol claims the series; a later match takes its place."""
     db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=protocol))
+
+
+def clear_protocol(db: Connection, uids: Sequence[str]) -> None:
+    """Record that no protocol claims these series any more, until a stage matches them again."""
+    for uid in uids:
+        db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=None))
+
+
+def claimed(db: Connection, protocol: str) -> list[str]:
+    """Return the series that a protocol claims, in the order of their UIDs."""
+    found = select(series.c.series_instance_uid).where(series.c.protocol == protocol)
+    return list(db.execute(found.order_by(series.c.series_instance_uid)).scalars())
+
+
+def n_under_way(db: Connection, protocol: str) -> int:
+    """Return how many series of a protocol have a job that is queued or runs."""
+    busy = (JobState.QUEUED.value, JobState.RUNNING.value)
+    found = (
+        select(func.count(func.distinct(job.c.series_instance_uid)))
+        .join(series, series.c.series_instance_uid == job.c.series_instance_uid)
+        .where(series.c.protocol == protocol, job.c.state.in_(busy))
+    )
+    return int(db.execute(found).scalar_one())
 
 
 def load(db: Connection, uid: str, inbox: Path) -> Series:

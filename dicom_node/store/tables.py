@@ -167,6 +167,20 @@ member = Table(
     Column("decided_in", ForeignKey("admission.id")),
 )
 
+#: protocols that unclaimed series founded; n series and the last of them are counted from `series`
+discovered = Table(
+    "discovered",
+    metadata,
+    Column("name", String, primary_key=True),
+    # a [[protocol]] as it would stand in the configuration
+    Column("rule", String, nullable=False),
+    # of the series that founded it
+    Column("signature", JSON, nullable=False),
+    Column("founded", String, nullable=False),
+    # null: in force
+    Column("forgotten", String),
+)
+
 #: the batches that scores were made with; the version is the digest of the rest
 batch = Table(
     "batch",

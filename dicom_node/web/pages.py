@@ -13,6 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from dicom_node import __version__
 from dicom_node.config import NodeConfig
+from dicom_node.grouping import Protocols
+from dicom_node.protocol_config import Protocol
 from dicom_node.store import (
     outcomes,
     reference_table,
@@ -36,6 +38,7 @@ class Pages:
     def __init__(self, config: NodeConfig, database: Database) -> None:
         self._config = config
         self._database = database
+        self._protocols = Protocols(config, database)
         self._templates = Environment(
             loader=PackageLoader("dicom_node.web"),
             autoescape=select_autoescape(default=True),
@@ -54,6 +57,7 @@ class Pages:
 
     def worklist(self) -> str:
         """Render the newest series first, with warnings, queues, batches and the newest faults."""
+        discovered = self._discovered()
         with self._database.read() as db:
             return self._render(
                 "worklist.html",
@@ -63,13 +67,15 @@ class Pages:
                 deliveries=result_table.delivery_counts(db),
                 faults=result_table.delivery_faults(db, 10),
                 refusals=series_table.recent_refusals(db, 10),
-                protocols=self._config.protocol,
+                protocols=(*self._config.protocol, *discovered.values()),
+                discovered=discovered,
                 warnings=warning_table.open_warnings(db),
                 outcomes=outcomes.counts(db),
             )
 
     def study(self, uid: str) -> str | None:
         """Render one series: score, findings, picture, delivery; None when it is unknown."""
+        discovered = self._discovered()
         with self._database.read() as db:
             row = result_table.series_row(db, uid)
             if row is None:
@@ -78,9 +84,14 @@ class Pages:
             return self._render(
                 "study.html",
                 row=row,
+                discovered=discovered,
                 findings=result_table.findings_of(db, row.score_id) if scored else [],
                 deliveries=result_table.deliveries_of(db, row.score_id) if scored else [],
             )
+
+    def _discovered(self) -> dict[str, Protocol]:
+        """Return the protocols that the node found by itself, by name."""
+        return {entry.protocol.name: entry.protocol for entry in self._protocols.discovered()}
 
     def picture(self, uid: str) -> tuple[str, str, str] | None:
         """Return what names the folder of the series' results.

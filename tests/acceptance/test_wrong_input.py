@@ -23,6 +23,8 @@ port = {port}
 reserve = "100 MiB"
 [completion]
 quiet = "1 s"
+[grouping]
+discover = false
 [web]
 port = {web_port}
 {encoder}

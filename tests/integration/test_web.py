@@ -17,12 +17,15 @@ from starlette.testclient import TestClient
 from dicom_node.config import Destination, Node, NodeConfig, digest
 from dicom_node.findings import Finding
 from dicom_node.folders import Folders
+from dicom_node.grouping import Protocols
 from dicom_node.jobs import DeliveryState, JobState, Stage
+from dicom_node.protocol_config import Match
 from dicom_node.store import job_table, result_table, series_table, warning_table
 from dicom_node.store.database import Database
 from dicom_node.store.warning_table import Key, Notice
 from dicom_node.web.app import make_app
 from dicom_node.web.pages import Pages
+from tests.make.instances import make_instance
 from tests.make.ledgers import (
     NOON,
     complete_series,
@@ -139,6 +142,20 @@ def _run(database, uid, stage, state, reason):
 
 
 # -- what is shown ----------------------------------------------------------------------------
+
+
+def test_what_the_node_discovered_is_marked(empty):
+    protocols = Protocols(
+        NodeConfig(protocol=(protocol(match=Match(modality="CT")),)), empty.database
+    )
+    name = protocols.claim(make_instance("MR"), (2.0, 1.0, 1.0)).name
+    complete_series(empty.database, SCORED)
+    with empty.database.begin() as db:
+        series_table.set_protocol(db, SCORED, name)
+    page = empty.client.get("/").text
+    assert f"{name} (discovered, shadow): admitted + candidates, minimum 15" in page
+    assert f'<td>{name}<br><span class="dim">discovered, shadow</span></td>' in page
+    assert "protocol (discovered, shadow)" in empty.client.get(f"/series/{SCORED}").text
 
 
 def test_an_empty_worklist_says_where_to_route(empty):

@@ -54,6 +54,7 @@ def make_line(database, folder, weights, **sections) -> Line:
             "axes": ["axial"],
             "projection_dim": 8,
         },
+        "grouping": {},
         "scoring": {},
         "results": {"secondary_capture": False},
         "protocol": {
@@ -86,11 +87,13 @@ def head(seed):
     return volume.numpy()
 
 
-def receive_series(line, seed, at=ledgers.NOON) -> str:
+def receive_series(line, seed, at=ledgers.NOON, modality="MR", **attributes) -> str:
     """File a whole series of a patient of its own, complete it, and return its UID."""
     inbox = Inbox(line.folders.inbox, 0)
     number = ledgers.open_association(line.database, at=at)
-    made = make_series("MR", GEOMETRY, head(seed), seed)
+    # stored values of a CT are 1024 above HU: tissue from -24 to 376 HU in air
+    voxels = head(seed) if modality == "MR" else head(seed) + 700 * (head(seed) > 100)
+    made = make_series(modality, GEOMETRY, voxels, seed, **attributes)
     filed = [inbox.file_instance(received(ds, association_id=number)) for ds in made]
     ledgers.record(line.database, *filed, at=at)
     with line.database.begin() as db:

@@ -174,7 +174,7 @@ def test_check_config_says_what_the_file_makes(call, configure):
 @pytest.mark.parametrize(
     ("start", "end", "note"),
     [
-        ("[[protocol]]", "[[destination]]", "no [[protocol]]: every series will be filed"),
+        ("[[protocol]]", "[[destination]]", "no [[protocol]]: alike series are scored in shadow"),
         ("[[destination]]", None, "no [[destination]]: results stay on this machine"),
         ("allowed", "[[protocol]]", "any caller may store"),
     ],
@@ -186,6 +186,12 @@ def test_check_config_notes_what_is_hardly_meant(call, configure, start, end, no
     assert status == 0
     assert re.findall("Note: .*", said) == [line for line in said.splitlines() if note in line]
     assert said.count("Note:") == 1
+
+
+def test_check_config_notes_that_nothing_will_be_scored(call, configure):
+    start, end = FULL.index("[[protocol]]"), FULL.index("[[destination]]")
+    configure("[grouping]\ndiscover = false\n" + FULL[:start] + FULL[end:])
+    assert "no [[protocol]]: every series will be filed and none scored" in call("check-config")[1]
 
 
 # -- echo -------------------------------------------------------------------------------------
