@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from dicom_node import clock, durable, findings, protocol, volume
+from dicom_node import clock, durable, findings, founding, protocol, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
@@ -36,9 +35,9 @@ from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
 from dicom_node.scanner import scanner_of, software_of
 from dicom_node.scoring import score_against, subject_scores
-from dicom_node.store import job_table, reference_table, result_table, series_table
+from dicom_node.store import job_table, reference_table, result_table, series_table, space_table
 from dicom_node.store.result_table import ResultObject, Score
-from dicom_node.subject import Subject, make_subject, map_on_source
+from dicom_node.subject import map_on_source
 from dicom_node.volume import Volume
 
 #: called with the share of the stage that is done, 0..1
@@ -52,17 +51,21 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     """Turn a complete series into tokens and make it known to its batch; returns the protocol.
 
     Tokens that are kept are not made again. Where the batch is now large enough, the jobs that wait
-    for it are released. Raises SeriesRejected: the series is no volume, no protocol claims it, or
-    there is no body in it.
+    for it are released. The first series of a protocol that takes its template or histogram from
+    its own batch founds the batch's space. Raises SeriesRejected: the series is no volume, no
+    protocol claims it, or there is no body in it.
     """
     series, name = line.series(uid)
     source = volume.build(series.files)
     claimed = protocol.match(line.config.protocol, source.headers[0], source.spacing_mm[0])
     with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol
         series_table.set_protocol(db, uid, claimed.name)
+    if claimed.own and line.look(claimed) is None:
+        founding.found_space(line, claimed, name, source, progress)
     files = line.files(claimed)
     if not files.has_subject(name):
-        files.save_subject(name, _subject_of(line, claimed, source, progress))
+        space = line.space(claimed)
+        files.save_subject(name, founding.subject_of(line, claimed, source, space, progress))
     at, header = clock.now(), source.headers[0]
     made_by = (scanner_of(header), software_of(header))
     line.batch(claimed).add_candidate(name, uid, patient_key(header), at, *made_by)
@@ -70,25 +73,6 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
         with line.database.begin() as db:
             job_table.release_waiting(db, claimed.name, at)
     return claimed.name
-
-
-def _subject_of(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
-    """Encode a volume as its protocol says; raises as `make_subject` does."""
-    affine = torch.from_numpy(source.affine)
-    return make_subject(
-        without_padding(source),
-        affine,
-        line.method(claimed),
-        line.encoder,
-        progress,
-        line.placing(claimed),
-    )
-
-
-def without_padding(source: Volume) -> Tensor:
-    """(depth, height, width) voxels of the source; none of a CT is below air."""
-    is_ct = source.headers[0].get("Modality") == "CT"
-    return torch.from_numpy(volume.not_below_air(source.voxels) if is_ct else source.voxels)
 
 
 # --- score --------------------------------------------------------------------------------------
@@ -111,8 +95,9 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     """
     series, name = line.series(uid)
     claimed = line.config.protocol_named(str(series.protocol))
+    line.look(claimed)
     if series.state == series_table.COMPLETE and not line.files(claimed).has_subject(name):
-        # tokenized before an upgrade, or for another encoder, and waiting since
+        # tokenized before an upgrade, for another encoder or in another space, and waiting since
         claimed = line.config.protocol_named(tokenize(line, uid, progress))
     at = clock.now()
     batch = line.batch(claimed).snapshot(name, _patient_of(line, claimed, name), at)
@@ -177,6 +162,7 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     with line.database.read() as db:
         score_id, entry = result_table.get_score(db, uid, series.revision)
     claimed = line.config.protocol_named(entry.protocol)
+    line.look(claimed)
     source = volume.build(series.files)
     _name_body_part(source, claimed)
     voxel_map = source_map(line, claimed, entry, source)
@@ -212,7 +198,11 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
     What no token reaches, and what lies beyond the canonical grid, is 0 and makes no finding.
     """
-    subject = line.files(claimed).load_subject(entry.subject)
+    with (
+        line.database.read() as db
+    ):  # its tokens are those of the score: the space may have changed
+        fingerprint = reference_table.get_batch(db, entry.batch_version).fingerprint
+    subject = line.files(claimed, fingerprint).load_subject(entry.subject)
     grid = load_file(score_folder(line, entry) / "tokens.safetensors")["calibrated"]
     depth, height, width = source.voxels.shape
     affine = torch.from_numpy(source.affine)
@@ -223,6 +213,9 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
 def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
     """Gather what a result object says about its score."""
+    with line.database.read() as db:
+        fingerprint = reference_table.get_batch(db, entry.batch_version).fingerprint
+        space = space_table.of_fingerprint(db, claimed.name, fingerprint)
     return ScoreSummary(
         protocol=claimed.name,
         subject_score=entry.subject_score,
@@ -233,6 +226,7 @@ def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
         threshold=claimed.finding_threshold,
         encoder=line.config.encoder.model,
         scored_at=entry.scored,
+        space=space.chosen.digest if space and space.chosen else "",
     )
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 
-from dicom_node import clock, pipeline
+from dicom_node import clock, pipeline, rebuild
 from dicom_node.errors import DatabaseUnavailable, Disposition, NodeError
 from dicom_node.jobs import Job, JobState, Stage
 from dicom_node.line import Line
@@ -53,7 +53,7 @@ class Worker:
         """
         while not stop.is_set():
             try:
-                busy = self.run_one()
+                busy = self.run_one() or self.rebuild_one()
             except DatabaseUnavailable as error:
                 # a job in hand is taken up again when its lease is over
                 _log.warning("the work waits: %s", error)
@@ -77,6 +77,21 @@ class Worker:
         with _Heartbeat(self._line, job, self._name):
             self._run(job)
         return True
+
+    def rebuild_one(self) -> bool:
+        """Do a step of a batch that moves into another space; returns whether there was one.
+
+        For when no job is due: new studies go first. Raises DatabaseUnavailable.
+        """
+        for of in self._line.config.protocol:
+            try:
+                if rebuild.step(self._line, of):
+                    return True
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # noqa: BLE001 - boundary: again after a pause, as often as it may
+                _log.exception("the batch of protocol %s cannot be rebuilt now", of.name)
+        return False
 
     def _run(self, job: Job) -> None:
         """Run one claimed job; whatever it raises becomes a state with a reason."""
