@@ -95,8 +95,9 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     """
     series, name = line.series(uid)
     claimed = line.config.protocol_named(str(series.protocol))
-    line.look(claimed)
-    if series.state == series_table.COMPLETE and not line.files(claimed).has_subject(name):
+    founded = line.look(claimed) is not None or not claimed.own
+    there = founded and line.files(claimed).has_subject(name)
+    if series.state == series_table.COMPLETE and not there:
         # tokenized before an upgrade, for another encoder or in another space, and waiting since
         claimed = line.config.protocol_named(tokenize(line, uid, progress))
     at = clock.now()

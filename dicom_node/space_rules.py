@@ -23,12 +23,12 @@ LANDMARK_STEP = 0.01
 def settings_of(protocol: Protocol) -> str:
     """Return the digest of the settings under which a space is learnt.
 
-    Under others another is founded, and with the old ones the old one serves again.
+    Under others another is founded, and with the old ones the old one serves again. A template file
+    is none of them: landmarks that were learnt with another one are as good.
     """
     return digest(
         protocol.own,
         protocol.alignment,
-        None if protocol.template is None else str(protocol.template),
         protocol.foreground,
         protocol.extent_mm,
         protocol.spacing_mm,

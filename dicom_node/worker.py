@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 #: locked ledger or a busy machine costs none its job, and yet short beside scoring on a CPU
 LEASE_S = 120.0
 _IDLE_S = 0.5
+#: after a rebuild that failed: what failed it rarely passes in less
+_PAUSE_S = 60.0
 
 _STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress], str]] = {
     Stage.TOKENIZE: pipeline.tokenize,
@@ -44,6 +47,7 @@ class Worker:
     def __init__(self, line: Line, name: str) -> None:
         self._line = line
         self._name = f"{name}-{os.getpid()}"
+        self._rebuild_from = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the job in hand is finished first.
@@ -81,8 +85,11 @@ class Worker:
     def rebuild_one(self) -> bool:
         """Do a step of a batch that moves into another space; returns whether there was one.
 
-        For when no job is due: new studies go first. Raises DatabaseUnavailable.
+        For when no job is due: new studies go first. After a fault it pauses for a minute. Raises
+        DatabaseUnavailable.
         """
+        if time.monotonic() < self._rebuild_from:
+            return False
         for of in self._line.config.protocol:
             try:
                 if rebuild.step(self._line, of):
@@ -90,6 +97,7 @@ class Worker:
             except DatabaseUnavailable:
                 raise
             except Exception:  # noqa: BLE001 - boundary: again after a pause, as often as it may
+                self._rebuild_from = time.monotonic() + _PAUSE_S
                 _log.exception("the batch of protocol %s cannot be rebuilt now", of.name)
         return False
 

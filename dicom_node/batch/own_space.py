@@ -35,6 +35,7 @@ def learnt(by: Recipe, scans: Sequence[Scan], note: Callable[[str], None]) -> Re
     """
     if by.own is None:
         return by
+    note(f"{' and '.join(by.own.parts)} of {by.name} are learnt of {len(scans)} scans first")
     seen = _seen(by, scans)
     if not seen:
         raise ConfigError(f"no scan could be read for the template or histogram of {by.name}")

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from dicom_node import clock, founding, pipeline, rebuild, reference_verbs
-from dicom_node.errors import DecisionRefused, EmptyForeground, InboxFull, SpaceMissing
+from dicom_node.errors import (
+    DecisionRefused,
+    EmptyForeground,
+    InboxFull,
+    InsufficientReference,
+    SpaceMissing,
+)
 from dicom_node.inbox import Inbox
 from dicom_node.schedule import Duties
 from dicom_node.space_rules import settings_of
@@ -146,6 +152,19 @@ def test_where_two_workers_found_at_once_both_use_the_space_of_the_quicker(make,
         line.files(t1(line)).has_subject(line.series(uid)[1])
         for line, uid in zip((one, two), uids, strict=True)
     )
+
+
+def test_what_was_tokenized_before_the_batch_had_a_space_founds_it_when_it_is_scored(make):
+    """As after `harmonise = true` was written into the configuration: plain tokens are no use."""
+    plain = make(harmonise=False)
+    uids = [lines.receive_series(plain, seed) for seed in range(4)]
+    for uid in uids:
+        pipeline.tokenize(plain, uid, lambda _share: None)
+    line = make()
+    with pytest.raises(InsufficientReference):
+        pipeline.score(line, uids[0], lambda _share: None)
+    assert serving(line).chosen.subjects == (line.series(uids[0])[1],)
+    assert line.token_fingerprint(t1(line)) != plain.token_fingerprint(t1(plain))
 
 
 def test_a_space_that_is_damaged_is_named_and_not_used(make):
@@ -334,6 +353,9 @@ def test_what_may_pass_is_tried_again_and_does_not_end_the_worker(make, monkeypa
     working = Worker(line, "one")
     assert not working.rebuild_one()
     assert "cannot be rebuilt now" in caplog.text
+    assert not working.rebuild_one()  # not at once
+    assert spaces(line)[0].state == "building"
+    working = Worker(line, "two")
     while working.rebuild_one():
         pass
     assert len(members(line)) == 5
