@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from dicom_node import clock, durable
-from dicom_node.batch import inputs, products, recipe
+from dicom_node.batch import inputs, own_space, products, recipe
 from dicom_node.batch.comparison import Comparison
 from dicom_node.batch.inputs import Found, Scan
 from dicom_node.batch.products import Mapped
@@ -121,6 +121,7 @@ def score_batch(
     _note_what_is_odd(found, listener)
     _check_enough(len(found.scans), len(found.scans))
     chosen = _recipe(found.scans, config or NodeConfig(), protocol_name, preset, cache)
+    chosen = own_space.learnt(chosen, found.scans, listener.note)
     any_mask = any(scan.mask for scan in found.scans)
     durable.make_folder(out)
     run = _Run(

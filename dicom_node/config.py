@@ -265,7 +265,9 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
     if encoder.file is not None:
         encoder = encoder.model_copy(update={"file": folder / encoder.file})
     protocols = tuple(
-        p if p.template is None else p.model_copy(update={"template": folder / p.template})
+        p.model_copy(update={"template": folder / p.template})
+        if isinstance(p.template, Path)
+        else p
         for p in config.protocol
     )
     return config.model_copy(update={"node": node, "encoder": encoder, "protocol": protocols})

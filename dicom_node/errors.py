@@ -19,7 +19,8 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     ├── InsufficientReference          WAIT    re-run when the batch has grown
     ├── TokenSpaceMismatch             WAIT    a batch of another fingerprint: rebuild one
     ├── DecisionRefused                HALT    a person's wish for the batch cannot be followed
-    ├── ScoringError                   HALT    NonFiniteScores, WeightsMissing, WeightsMismatch
+    ├── ScoringError                   HALT    NonFiniteScores, WeightsMissing, WeightsMismatch,
+    │                                          SpaceMissing
     ├── ObjectError                    HALT    we made an invalid object: a bug
     ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
     │                                          ContextNotAccepted, StoreFailed (.status),
@@ -177,6 +178,10 @@ class WeightsMissing(ScoringError):
 
 class WeightsMismatch(ScoringError):
     """The encoder weights file is not the one that was named."""
+
+
+class SpaceMissing(ScoringError):
+    """The file of a protocol's space is missing or damaged."""
 
 
 class ObjectError(NodeError):

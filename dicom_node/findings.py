@@ -50,6 +50,8 @@ class ScoreSummary:
     threshold: float
     encoder: str
     scored_at: datetime
+    #: name of the batch's own template and histogram; empty: it has none
+    space: str = ""
 
 
 LabelMap = NDArray[np.uint8]

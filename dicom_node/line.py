@@ -8,14 +8,14 @@ models become the frozen specs of :mod:`dicom_node.anomaly` here and nowhere els
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 from dicom_node import weights
-from dicom_node.alignment import template_from_nifti
+from dicom_node.alignment import Template, template_from_nifti
 from dicom_node.anomaly.encoder import Encoder, build_encoder
 from dicom_node.anomaly.spec import (
     ALIGNED_SEARCH,
@@ -44,11 +44,23 @@ from dicom_node.redundancy import nearest_distances
 from dicom_node.reference import ReferenceBatch
 from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series
-from dicom_node.store import series_table
+from dicom_node.space import Space, SpaceFiles
+from dicom_node.space_rules import settings_of
+from dicom_node.store import series_table, space_table
 from dicom_node.store.database import Database
 from dicom_node.weight_files import WeightsCard
 
+#: settings that are kept made: more than a node has protocols, and few, since a template is large
+_SETTINGS_KEPT = 24
 _AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the volumes of a protocol become subjects, in one space."""
+
+    method: MethodSpec
+    placing: Placing
 
 
 class Methods:
@@ -65,13 +77,18 @@ class Methods:
         self.config = config
         self._weights = weights.locate(config.encoder, cache)
         self._cache = cache
-        self._placings: dict[str, Placing] = {}
+        self._templates: dict[str, Template | None] = {}
+        self._spaces: dict[str, Space | None] = {}
+        self._settings: dict[tuple[str, str], Setting] = {}
         for protocol in config.protocol:
-            self.placing(protocol)
+            self.setting(protocol, None)
 
     def _check_extent(self, protocol: Protocol) -> None:
         """Refuse a grid into which the tokens do not fit, before the first series fails of it."""
-        grid, edge_voxels = self.method(protocol).grid, self.token_edge(protocol)
+        grid, edge_voxels = (
+            GridSpec(protocol.extent_mm, protocol.spacing_mm),
+            self.token_edge(protocol),
+        )
         try:
             check_grid(grid.shape, edge_voxels)
         except ValueError as error:
@@ -153,12 +170,50 @@ class Methods:
             for scale in given
         )
 
+    # --- the space of a protocol ----------------------------------------------------------------
+
+    def space(self, of: Protocol) -> Space | None:
+        """Return the space that was entered; None: the protocol takes nothing from its batch.
+
+        None too where its batch is not founded yet.
+        """
+        return self._spaces.get(of.name)
+
+    def enter(self, of: Protocol, space: Space | None) -> None:
+        """Make a protocol's subjects in a space of its own batch from now on."""
+        self._spaces[of.name] = space
+
+    def setting(self, of: Protocol, space: Space | None) -> Setting:
+        """Return how a protocol's volumes become subjects in a space, entered or not.
+
+        Raises ConfigError where its template or its grid is of no use.
+        """
+        key = of.name, space.name if space else ""
+        if key not in self._settings:
+            if of.name not in self._templates:
+                self._check_extent(of)
+                self._templates[of.name] = _template(of)
+            template = self._templates[of.name] or (space.template if space else None)
+            kind = of.alignment if template else "none"
+            placing = Placing(of.foreground, kind, template, self._cache)
+            for old in list(self._settings)[:-_SETTINGS_KEPT]:
+                del self._settings[old]
+            self._settings[key] = Setting(self._method(of, space), placing)
+        return self._settings[key]
+
     def method(self, of: Protocol) -> MethodSpec:
         """Return the whole method as a protocol's series are scored by it."""
+        return self.setting(of, self.space(of)).method
+
+    def placing(self, of: Protocol) -> Placing:
+        """Return how the volumes of a protocol are placed; its template is read once."""
+        return self.setting(of, self.space(of)).placing
+
+    def _method(self, of: Protocol, space: Space | None) -> MethodSpec:
         scoring = self.config.scoring
         return MethodSpec(
             grid=GridSpec(of.extent_mm, of.spacing_mm),
-            intensity=IntensitySpec(of.intensity, of.window_hu),
+            intensity=IntensitySpec(of.intensity, of.window_hu, space.landmarks if space else ()),
             tokens=self.token_spec(of),
             search=_search(of),
             scoring=ScoringSpec(
@@ -169,16 +224,6 @@ class Methods:
                 guard=GuardSpec() if of.guard_shared else None,
             ),
         )
-
-    def placing(self, of: Protocol) -> Placing:
-        """Return how the volumes of a protocol are placed; its template is read once.
-
-        Raises ConfigError where its template or its grid is of no use.
-        """
-        if of.name not in self._placings:
-            self._check_extent(of)
-            self._placings[of.name] = _placing(of, self._cache)
-        return self._placings[of.name]
 
     def token_fingerprint(self, of: Protocol) -> str:
         """Return the hash of everything that shapes a token: it keys the reference batch.
@@ -195,7 +240,12 @@ class Methods:
             self._weights.card.sha256,
             asdict(method.tokens),
             asdict(method.grid),
-            [method.intensity.kind, method.intensity.window_hu],
+            # the landmarks only where there are some: batches of before have none
+            [
+                method.intensity.kind,
+                method.intensity.window_hu,
+                *_given(method.intensity.landmarks),
+            ],
             list(placing.space),
             TOKEN_VERSION,
         )
@@ -220,15 +270,18 @@ class Methods:
         )
 
 
-def _placing(of: Protocol, cache: Path) -> Placing:
-    """Read what places a protocol's volumes; raises ConfigError for a template that is none."""
-    if of.template is None or of.alignment == "none":
-        return Placing(of.foreground, cache=cache)
+def _given(landmarks: tuple[float, ...]) -> list[tuple[float, ...]]:
+    return [landmarks] if landmarks else []
+
+
+def _template(of: Protocol) -> Template | None:
+    """Read the template that a protocol names; raises ConfigError for one that is none."""
+    if not isinstance(of.template, Path) or of.alignment == "none":
+        return None
     try:
-        template = template_from_nifti(of.template)
+        return template_from_nifti(of.template)
     except (NodeError, OSError) as error:
         raise ConfigError(f"[[protocol]] {of.name}: template: {error}") from error
-    return Placing(of.foreground, of.alignment, template, cache)
 
 
 class Line(Methods):
@@ -240,11 +293,34 @@ class Line(Methods):
         self.database = database
         self.folders = Folders(config.node.data_dir)
         self.protocols = Protocols(config, database, self.token_edge())
+        self.space_files = SpaceFiles(self.folders.root)
 
-    def files(self, of: Protocol) -> ReferenceFiles:
-        """Return the files of a protocol's token space: tokens and distances."""
+    def look(self, of: Protocol) -> Space | None:
+        """Enter the space that serves a protocol now, as the ledger says; returns it.
+
+        Each stage looks once, when it begins: within a stage the space stays what it is, and a
+        space that another process built is learnt of without a restart. Raises SpaceMissing.
+        """
+        if not of.own:
+            return None
+        with self.database.read() as db:
+            row = space_table.serving(db, of.name, settings_of(of))
+        before = self._spaces.get(of.name)
+        if row is None or row.chosen is None:
+            self.enter(of, None)
+        elif before is None or before.name != row.chosen.digest:
+            self.enter(of, self.space_files.load(row.chosen.digest))
+        return self._spaces[of.name]
+
+    def space(self, of: Protocol) -> Space | None:
+        """Return the space that was looked up last; looks where nobody did yet."""
+        return self._spaces[of.name] if of.name in self._spaces else self.look(of)
+
+    def files(self, of: Protocol, fingerprint: str | None = None) -> ReferenceFiles:
+        """Return the files of a protocol's token space, or of another: tokens and distances."""
         search, device = self.method(of).search, self.config.encoder.device
-        return ReferenceFiles(self.folders.root, self.token_fingerprint(of), search, device)
+        named = fingerprint or self.token_fingerprint(of)
+        return ReferenceFiles(self.folders.root, named, search, device)
 
     def batch(self, of: Protocol) -> ReferenceBatch:
         """Return the batch of a protocol's token space: who is in it."""

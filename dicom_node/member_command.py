@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from dicom_node.store import reference_table
 from dicom_node.store.admission_table import Event
 from dicom_node.store.database import Database, migrate
 from dicom_node.store.reference_table import Member
+from dicom_node.store.space_table import BEHIND, THERE, Moved, SpaceRow
 
 if TYPE_CHECKING:
     from dicom_node.line import Line
@@ -58,6 +59,8 @@ def mount(app: typer.Typer) -> None:
         app.command(name, help=text)(verb)
     app.command()(undo)
     discovered_command.mount(app)
+    app.command()(space)
+    app.command()(rebuild)
     app.command()(export)
     app.command("import")(import_)
 
@@ -88,6 +91,8 @@ def list_(
         return
     rows = ((m.subject, _state(m), _percent(m), m.scanner, m.decided_by, m.reason) for m in found)
     _print_table(("subject", "state", "percentile", "scanner", "decided by", "reason"), rows)
+    if batch.protocol.own:
+        _say(f"space: {_space_name(batch)}")
     if batch.frozen():
         _say("The batch is frozen: nobody comes or leaves by rule.")
     if discovered_command.find(protocols, batch.protocol.name):
@@ -115,11 +120,12 @@ def show(
         return
     batch = reference_verbs.current_batch(_ledger(protocols), _chosen(protocols, protocol))
     found = reference_verbs.show(batch, subject)
+    described = _described(found.member) | {"space": _space_name(batch)}
     if as_json:
         events = [_summary(event) for event in found.events]
-        _out.print_json(json.dumps(_described(found.member) | {"decisions": events}))
+        _out.print_json(json.dumps(described | {"decisions": events}))
         return
-    for name, value in _described(found.member).items():
+    for name, value in described.items():
         _say(f"{name}: {value}")
     _print_events(found.events)
 
@@ -232,6 +238,77 @@ def undo(
     """
     batch = _batch(config_path, protocol)
     _say_event(reference_verbs.undo(batch, number, _person(by), reason))
+
+
+# --- the batch's own space ----------------------------------------------------------------------
+
+
+def space(
+    config_path: ConfigPath = DEFAULT_CONFIG,
+    protocol: ProtocolName = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag
+) -> None:
+    """List the templates and histograms that a batch chose of its own, newest first, and why.
+
+    Example: dicom-node reference space --protocol head-t1
+    """
+    protocols = _protocols(config_path)
+    found = reference_verbs.spaces(_ledger(protocols), _chosen(protocols, protocol))
+    values = [_space_values(row, moved) for row, moved in found]
+    if as_json:
+        _out.print_json(json.dumps(values))
+        return
+    names = ("number", "state", "asked", "by", "space", "template", "reason", "members")
+    _print_table(names, ((str(one[name]) for name in names) for one in values))
+    for one in values:
+        for entry in one["left_behind"]:
+            _say(f"{one['number']}: {entry['subject']} was left behind: {entry['reason']}")
+
+
+def rebuild(
+    reason: Reason,
+    by: Person = None,
+    config_path: ConfigPath = DEFAULT_CONFIG,
+    protocol: ProtocolName = None,
+) -> None:
+    """Have the node look for a better template and histogram of a batch's own, and move into it.
+
+    Example: dicom-node reference rebuild --protocol head-t1 --reason "the first was too short"
+    """
+    row = reference_verbs.rebuild(_batch(config_path, protocol), _person(by), reason)
+    _say(
+        f"Number {row.id}: the node looks among {row.n_members} patients when it has nothing else "
+        "to do, and encodes the members anew if it finds a better space; the batch serves as it is "
+        "meanwhile (dicom-node reference space shows how far it is)"
+    )
+
+
+def _space_values(row: SpaceRow, moved: Sequence[Moved]) -> dict[str, Any]:
+    """Return a look for a space as it is shown."""
+    n_there = sum(one.state == THERE for one in moved)
+    behind = [one for one in moved if one.state == BEHIND]
+    return {
+        "number": row.id,
+        "state": row.state,
+        "asked": row.asked,
+        "by": row.actor,
+        "since": row.since,
+        "space": row.chosen.digest if row.chosen else "",
+        "template": row.chosen.template if row.chosen else "",
+        "chosen_of": list(row.chosen.subjects) if row.chosen else [],
+        "reason": row.reason,
+        "members": f"{n_there} there, {len(behind)} left behind" if moved else "",
+        "left_behind": [{"subject": one.subject, "reason": one.reason} for one in behind],
+    }
+
+
+def _space_name(batch: ReferenceBatch) -> str:
+    """Return which template or histogram of its own the batch has, in words."""
+    row = reference_verbs.space_of(batch)
+    if row is None or row.chosen is None:
+        return "none of the batch's own"
+    template = f", template {row.chosen.template}" if row.chosen.template else ""
+    return f"{row.chosen.digest}{template}, since {row.since}: {row.reason}"
 
 
 # --- to other nodes -----------------------------------------------------------------------------

@@ -13,7 +13,6 @@ patient data; what is wrong is raised, and the worker makes a state of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from dicom_node import admission, clock, durable, findings, quality, volume
+from dicom_node import admission, clock, durable, findings, founding, quality, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
 from dicom_node.errors import SeriesRejected
@@ -38,9 +36,16 @@ from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
 from dicom_node.scanner import scanner_of, software_of
 from dicom_node.scoring import BatchScores, all_scores, percentile_among, score_against
-from dicom_node.store import history, job_table, reference_table, result_table, series_table
+from dicom_node.store import (
+    history,
+    job_table,
+    reference_table,
+    result_table,
+    series_table,
+    space_table,
+)
 from dicom_node.store.result_table import ResultObject, Score
-from dicom_node.subject import Subject, make_subject, map_on_source
+from dicom_node.subject import map_on_source
 from dicom_node.threshold import Rule, batch_threshold
 from dicom_node.volume import Volume
 
@@ -54,10 +59,11 @@ Progress = Callable[[float], None]
 def tokenize(line: Line, uid: str, progress: Progress) -> str:
     """Turn a complete series into tokens and make it known to its batch; returns the protocol.
 
-    A series like none before founds a protocol (:mod:`dicom_node.grouping`). Tokens that are kept
-    are not made again. Where the batch is now large enough, the jobs that wait for it are released.
-    Raises SeriesRejected: the series is no volume, no protocol claims it and none may be founded,
-    or there is no body in it.
+    A series like none before founds a protocol (:mod:`dicom_node.grouping`); the first of one that
+    takes its template or histogram from its own batch founds the batch's space. Tokens that are
+    kept are not made again. Where the batch is now large enough, the jobs that wait for it are
+    released. Raises SeriesRejected: the series is no volume, no protocol claims it and none may be
+    founded, or there is no body in it.
     """
     series, name = line.series(uid)
     source = volume.build(series.files)
@@ -65,10 +71,13 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol
         series_table.set_protocol(db, uid, claimed.name)
         job_table.set_protocol(db, uid, series.revision, claimed.name)
+    if claimed.own and line.look(claimed) is None:
+        founding.found_space(line, claimed, name, source, progress)
     files = line.files(claimed)
     if not files.has_subject(name):
+        space = line.space(claimed)
         try:
-            files.save_subject(name, _subject_of(line, claimed, source, progress))
+            files.save_subject(name, founding.subject_of(line, claimed, source, space, progress))
         except SeriesRejected:
             line.protocols.withdraw(claimed.name, uid)
             raise
@@ -79,27 +88,6 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
         with line.database.begin() as db:
             job_table.release_waiting(db, claimed.name, at)
     return claimed.name
-
-
-def _subject_of(line: Line, claimed: Protocol, source: Volume, progress: Progress) -> Subject:
-    """Encode a volume as its protocol says, and measure it; raises as `make_subject` does."""
-    voxels, affine = without_padding(source), torch.from_numpy(source.affine)
-    made = make_subject(
-        voxels,
-        affine,
-        line.method(claimed),
-        line.encoder,
-        progress,
-        line.placing(claimed),
-    )
-    measured = quality.measures(voxels, made.tokens[-1].index.numel())
-    return replace(made, measures=measured)
-
-
-def without_padding(source: Volume) -> Tensor:
-    """(depth, height, width) voxels of the source; none of a CT is below air."""
-    is_ct = source.headers[0].get("Modality") == "CT"
-    return torch.from_numpy(volume.not_below_air(source.voxels) if is_ct else source.voxels)
 
 
 # --- score --------------------------------------------------------------------------------------
@@ -122,10 +110,10 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     """
     series, name = line.series(uid)
     claimed = line.protocols.named(series.protocol) if series.protocol else None
-    ready = claimed is not None and line.files(claimed).has_subject(name)
+    ready = claimed is not None and _has_subject(line, claimed, name)
     if claimed is None or (series.state == series_table.COMPLETE and not ready):
-        # tokenized before an upgrade, or for another encoder or a protocol that is forgotten, and
-        # waiting since
+        # tokenized before an upgrade, for another encoder, in another space or for a protocol that
+        # is forgotten, and waiting since
         claimed = line.protocols.named(tokenize(line, uid, progress))
     at, patient = clock.now(), _patient_of(line, claimed, name)
     batch = line.batch(claimed).snapshot(name, patient, at)
@@ -183,6 +171,12 @@ def _faults(line: Line, claimed: Protocol, subject: str, batch: Sequence[str]) -
     return quality.faults(files.load_measures(subject), members, claimed.quality_limit)
 
 
+def _has_subject(line: Line, claimed: Protocol, name: str) -> bool:
+    """Return whether a series' tokens are kept, in the space that serves its protocol now."""
+    founded = line.look(claimed) is not None or not claimed.own
+    return founded and line.files(claimed).has_subject(name)
+
+
 def _patient_of(line: Line, claimed: Protocol, subject: str) -> str:
     """Return the patient key under which the subject was made known."""
     states = (
@@ -218,6 +212,7 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     with line.database.read() as db:
         score_id, entry = result_table.get_score(db, uid, series.revision)
     claimed = line.protocols.named(entry.protocol)
+    line.look(claimed)
     source = volume.build(series.files)
     _name_body_part(source, claimed)
     voxel_map = source_map(line, claimed, entry, source)
@@ -253,7 +248,11 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
     What no token reaches, and what lies beyond the canonical grid, is 0 and makes no finding.
     """
-    subject = line.files(claimed).load_subject(entry.subject)
+    with (
+        line.database.read() as db
+    ):  # its tokens are those of the score: the space may have changed
+        fingerprint = reference_table.get_batch(db, entry.batch_version).fingerprint
+    subject = line.files(claimed, fingerprint).load_subject(entry.subject)
     grid = load_file(score_folder(line, entry) / "tokens.safetensors")["calibrated"]
     depth, height, width = source.voxels.shape
     affine = torch.from_numpy(source.affine)
@@ -265,6 +264,9 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
     """Gather what a result object says about its score."""
     kept = entry.finding_threshold
+    with line.database.read() as db:
+        fingerprint = reference_table.get_batch(db, entry.batch_version).fingerprint
+        space = space_table.of_fingerprint(db, claimed.name, fingerprint)
     return ScoreSummary(
         protocol=claimed.name,
         subject_score=entry.subject_score,
@@ -275,6 +277,7 @@ def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
         threshold=claimed.finding_threshold if kept is None else kept,
         encoder=line.config.encoder.model,
         scored_at=entry.scored,
+        space=space.chosen.digest if space and space.chosen else "",
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dicom_node.alignment import Kind, Template, align
+from dicom_node.alignment import Kind, Template, align, make_template
 from dicom_node.anomaly import foreground, resample
 from dicom_node.anomaly.spec import GridSpec
 from dicom_node.errors import EmptyForeground
@@ -87,6 +87,16 @@ class Placing:
         if mask is not None and not bool(mask.any()):
             raise EmptyForeground(f"no {self.foreground} lies within the canonical grid")
         return Placement(target, mask)
+
+    def as_template(self, voxels: Tensor, affine: Tensor) -> Template:
+        """Make a template of a volume; arguments and errors as of a call.
+
+        Of an organ it has the organ alone, as all that is registered to it.
+        """
+        own = self._own_mask(voxels, affine)
+        if own is not None:
+            voxels = torch.where(own, voxels, voxels.min())
+        return make_template(voxels.float().numpy(), affine.numpy())
 
     def _own_mask(self, voxels: Tensor, affine: Tensor) -> Tensor | None:
         """Return the volume's own mask on its own grid, where the protocol asks for an organ."""

@@ -21,6 +21,10 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
+#: what a protocol may take from its own batch: its *space*
+OWN_TEMPLATE, OWN_HISTOGRAM = "template", "histogram"
+
+
 class Match(Section):
     """``[protocol.match]``: which series belong here; what is not given matches anything.
 
@@ -83,9 +87,16 @@ class Protocol(Section):
     window_hu: tuple[float, float] = (-600.0, 1500.0)
     #: written into results whose source has no Body Part Examined
     body_part: Annotated[str, Field(pattern=r"^[A-Z0-9 _]{1,16}$")] | None = None
-    #: registration to `template`, a NIfTI file, before anything else: 6 or 12 degrees of freedom
+    #: centre and spread of the histogram are made alike by "percentiles"; with this its whole shape
+    #: too, as the batch's own mean has it
+    harmonise: bool = False
+    #: registration to `template` before anything else: 6 or 12 degrees of freedom
     alignment: Literal["none", "rigid", "affine", "atlas"] = "none"
-    template: Path | None = None
+    #: a NIfTI file, or the most typical subject of the batch itself
+    template: Literal["medoid"] | Path | None = None
+    #: the batch's own template and histogram are chosen again when it has grown by this factor
+    #: since they were; 0: only when a person asks for it
+    rechoose_growth: Annotated[float, Field(ge=0)] = 2.0
     #: what is scored; "brain" of T1-weighted heads, "template" is the template's own foreground
     foreground: Literal["body", "brain", "lung", "template"] = "body"
     #: against what is usual at the place (subjects in one space) or for the most alike tokens
@@ -109,22 +120,45 @@ class Protocol(Section):
     finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """What it takes from its own batch, of `OWN_TEMPLATE` and `OWN_HISTOGRAM`."""
+        found = ((OWN_TEMPLATE, self.template == "medoid"), (OWN_HISTOGRAM, self.harmonise))
+        return tuple(part for part, taken in found if taken)
+
     @model_validator(mode="after")
     def _bounds_agree(self) -> Protocol:
         if self.max_reference < self.min_reference:
             raise ValueError("max_reference must not be below min_reference")
         if self.window_hu[1] <= 0:
             raise ValueError("window_hu is [centre, width], and the width is above 0")
+        if 0 < self.rechoose_growth < 1.2:
+            raise ValueError("rechoose_growth is 1.2 or more (a rebuild encodes all anew), or 0")
+        if self.scales == ():
+            raise ValueError("scales lists at least one size of token")
+        return self
+
+    @model_validator(mode="after")
+    def _space_agrees(self) -> Protocol:
         if (self.alignment == "none") != (self.template is None):
-            raise ValueError("alignment and template go together: a NIfTI file to be aligned with")
+            raise ValueError(
+                "alignment and template go together: a NIfTI file to be aligned with, or "
+                '"medoid", the most typical subject of the batch'
+            )
         if self.foreground == "template" and self.template is None:
             raise ValueError('foreground = "template" needs alignment and a template')
         if (self.foreground == "lung") > (self.intensity == "hounsfield"):
             raise ValueError('foreground = "lung" is of CT: intensity = "hounsfield"')
         if (self.foreground == "brain") > (self.intensity == "percentiles"):
             raise ValueError('foreground = "brain" is of MR: intensity = "percentiles"')
-        if self.scales == ():
-            raise ValueError("scales lists at least one size of token")
+        if self.harmonise > (self.intensity == "percentiles"):
+            raise ValueError(
+                'harmonise is of MR, intensity = "percentiles": Hounsfield units are alike already'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _search_agrees(self) -> Protocol:
         if self.calibration == "analogue" and (self.guard_shared or self.coarse_cells):
             raise ValueError(
                 'calibration = "analogue" allows neither guard_shared nor coarse_cells'

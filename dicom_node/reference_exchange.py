@@ -93,7 +93,8 @@ def _check_space(what: str, theirs: str, ours: str) -> None:
     if theirs != ours:
         raise TokenSpaceMismatch(
             f"{what} has fingerprint {theirs}, and the protocol here has {ours}: encoder, weights, "
-            "tokens, grid and intensity must be the same for both"
+            "tokens, grid, intensity, and the batch's own template and histogram must be the same "
+            "for both"
         )
 
 

@@ -21,14 +21,23 @@ from dicom_node.errors import DecisionRefused, NoMatchingProtocol
 from dicom_node.grouping import Protocols
 from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
+from dicom_node.space_rules import settings_of
 from dicom_node.store import (
     admission_table,
     discovered_table,
     job_table,
     reference_table,
     series_table,
+    space_table,
 )
-from dicom_node.store.admission_table import FREEZE, UNFREEZE, Change, Decision, Event
+from dicom_node.store.admission_table import (
+    FREEZE,
+    REBUILD,
+    UNFREEZE,
+    Change,
+    Decision,
+    Event,
+)
 from dicom_node.store.database import Database
 from dicom_node.store.reference_table import (
     ADMITTED,
@@ -39,6 +48,7 @@ from dicom_node.store.reference_table import (
     STATES,
     Member,
 )
+from dicom_node.store.space_table import Moved, SpaceRow
 
 _LONGEST_NAME = 64
 _FORGET = "forget"
@@ -108,6 +118,19 @@ def _known(batch: ReferenceBatch, found: Member | None, subject: str) -> Member:
             f"{batch.protocol.name!r}; `reference list` names those that are"
         )
     return found
+
+
+def space_of(batch: ReferenceBatch) -> SpaceRow | None:
+    """Return the space in which the batch's subjects are made; None: it has none of its own."""
+    with batch.database.read() as db:
+        return space_table.of_fingerprint(db, batch.protocol.name, batch.fingerprint)
+
+
+def spaces(database: Database, protocol: Protocol) -> list[tuple[SpaceRow, list[Moved]]]:
+    """Return all looks for a space of a protocol's batch, newest first, and who moved in each."""
+    with database.read() as db:
+        rows = space_table.history(db, protocol.name)
+        return [(row, list(space_table.moves(db, row.id).values())) for row in rows]
 
 
 # --- members ------------------------------------------------------------------------------------
@@ -230,6 +253,36 @@ def _set_frozen(batch: ReferenceBatch, decision: Decision, at: datetime | None) 
     return event
 
 
+def rebuild(batch: ReferenceBatch, by: str, reason: str, at: datetime | None = None) -> SpaceRow:
+    """Ask for a better template and histogram of the batch's own, and for the batch in them.
+
+    Workers look when they have no job, and rebuild the batch only if they find better ones; the old
+    batch serves meanwhile. Returns the row in which it can be followed.
+
+    Raises
+    ------
+    DecisionRefused
+        The protocol takes nothing from its batch, a look is under way already, the batch is frozen,
+        or fewer than ``min_reference`` patients are admitted.
+    """
+    protocol, settings = batch.protocol, settings_of(batch.protocol)
+    text = f'protocol {protocol.name!r} has neither template = "medoid" nor harmonise = true'
+    _refuse(not protocol.own, text)
+    check_author(Decision(*_where(batch), by, REBUILD, reason))
+    with batch.database.begin() as db:
+        frozen = Freezes.of(admission_table.freezes(db, *_where(batch))).frozen
+        _refuse(frozen, f"the batch of {protocol.name!r} is frozen: unfreeze it first")
+        admitted = reference_table.members(db, *_where(batch), (ADMITTED,))
+        n, least = len(admission.one_per_patient(admitted)), protocol.min_reference
+        founding = f"the batch of {protocol.name!r} is being founded: {n} of {least} are admitted"
+        _refuse(n < least, founding)
+        at = at or clock.now()
+        row = space_table.want(db, protocol.name, settings, n, by, reason, at)
+    if row is None:
+        raise DecisionRefused(f"a better space of {protocol.name!r} is sought or built already")
+    return row
+
+
 # --- back ---------------------------------------------------------------------------------------
 
 
@@ -252,6 +305,8 @@ def undo(
         except LookupError as error:
             raise DecisionRefused(f"{error}; `reference history` lists them") from error
         done = event.decision
+        text = f"decision {number} brought the batch into another space: rebuild it once more"
+        _refuse(done.verb == REBUILD, text)
         other = (done.protocol, done.fingerprint) != _where(batch)
         _refuse(other, f"decision {number} is about another batch, of {done.protocol!r}")
         gone = "a forgotten protocol does not come back: its series found another, or are claimed"

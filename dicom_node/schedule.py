@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import admission, clock, drift, weekly
+from dicom_node import admission, clock, drift, space_rules, weekly
 from dicom_node.admission import Freezes
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DatabaseUnavailable
@@ -24,10 +24,11 @@ from dicom_node.store import (
     job_table,
     reference_table,
     series_table,
+    space_table,
     warning_table,
 )
 from dicom_node.store.database import Database
-from dicom_node.store.reference_table import ADMITTED, CANDIDATE
+from dicom_node.store.reference_table import ADMITTED, CANDIDATE, RULE
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ _log = logging.getLogger(__name__)
 _WATCH_S = 600.0
 #: between two looks for a week that is over
 _DIGEST_S = 3600.0
-#: studies of a protocol that the drift watch looks at: enough for some scanners' recent and
-#: earlier ones
+#: between two looks whether a batch has grown enough: it takes weeks
+_RECHOOSE_S = 86400.0
+#: studies of a protocol that it looks at: enough for some scanners' recent and earlier ones
 _STUDIES = 1000
 
 
@@ -63,6 +65,9 @@ class Duties:
         self._scheduler.add_job(self.watch, "interval", seconds=_WATCH_S, next_run_time=clock.now())
         self._scheduler.add_job(
             self.digest, "interval", seconds=_DIGEST_S, next_run_time=clock.now()
+        )
+        self._scheduler.add_job(
+            self.rechoose, "interval", seconds=_RECHOOSE_S, next_run_time=clock.now()
         )
         self._scheduler.start()
 
@@ -131,6 +136,37 @@ class Duties:
             _log.warning("%s of protocol %s: %s", notice.key.kind, notice.key.protocol, notice.text)
         for key in settled.closed:
             _log.info("%s of protocol %s is over", key.kind, key.protocol)
+
+    def rechoose(self) -> None:
+        """Ask for a better template and histogram where a batch has grown enough since.
+
+        `space_rules` says when, and why seldom. Workers look, and rebuild the batch if it is worth
+        it (:mod:`dicom_node.rebuild`).
+        """
+        for of in self._config.protocol:
+            try:
+                wanted = of.own and _wanted(self._database, of)
+            except DatabaseUnavailable as error:
+                _log.warning("the choice of a template is put off: %s", error)
+                return
+            if wanted:
+                _log.info("protocol %s looks for a better template or histogram", of.name)
+
+
+def _wanted(database: Database, of: Protocol) -> bool:
+    """Ask for a look if one is due, and none is under way; returns whether it did."""
+    with database.begin() as db:
+        settings = space_rules.settings_of(of)
+        looks = [row for row in space_table.history(db, of.name) if row.settings == settings]
+        fingerprint = next(iter(reference_table.fingerprints(db, of.name)), "")
+        members = reference_table.members(db, of.name, fingerprint, (ADMITTED,))
+        n = len(admission.one_per_patient(members))
+        frozen = Freezes.of(admission_table.freezes(db, of.name, fingerprint)).frozen
+        if frozen or not space_rules.due(of, looks, n):
+            return False
+        reason = f"the batch has grown to {n} patients"
+        row = space_table.want(db, of.name, settings, n, RULE, reason, clock.now())
+        return row is not None
 
 
 def _observed(database: Database, of: Protocol) -> drift.Observed:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dicom_node.anomaly import anomaly_map, foreground, intensity, resample
+from dicom_node.anomaly import anomaly_map, foreground, harmonisation, intensity, resample
 from dicom_node.anomaly.encoder import Encoder
 from dicom_node.anomaly.spec import IntensitySpec, MethodSpec
 from dicom_node.anomaly.tokens import Progress, Tokens, tokenize
@@ -124,7 +124,10 @@ def _normalized(canonical: Tensor, mask: Tensor, how: IntensitySpec) -> Tensor:
     """(depth, height, width) -> [0, 1], 0 outside the body."""
     if how.kind == "hounsfield":
         return intensity.window_hounsfield(canonical, *how.window_hu) * mask
-    return intensity.normalize_percentiles(canonical, mask)
+    normalised = intensity.normalize_percentiles(canonical, mask)
+    if not how.landmarks:
+        return normalised
+    return harmonisation.harmonize(normalised, mask, how.landmarks)
 
 
 def map_on_source(

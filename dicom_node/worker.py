@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from dicom_node import clock, pipeline
+from dicom_node import clock, pipeline, rebuild
 from dicom_node.errors import DatabaseUnavailable, Disposition, NodeError
 from dicom_node.jobs import Job, JobState, Stage
 from dicom_node.line import Line
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 #: locked ledger or a busy machine costs none its job, and yet short beside scoring on a CPU
 LEASE_S = 120.0
 _IDLE_S = 0.5
+#: after a rebuild that failed: what failed it rarely passes in less
+_PAUSE_S = 60.0
 
 _STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress], str]] = {
     Stage.TOKENIZE: pipeline.tokenize,
@@ -44,6 +47,7 @@ class Worker:
     def __init__(self, line: Line, name: str) -> None:
         self._line = line
         self._name = f"{name}-{os.getpid()}"
+        self._rebuild_from = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the job in hand is finished first.
@@ -53,7 +57,7 @@ class Worker:
         """
         while not stop.is_set():
             try:
-                busy = self.run_one()
+                busy = self.run_one() or self.rebuild_one()
             except DatabaseUnavailable as error:
                 # a job in hand is taken up again when its lease is over
                 _log.warning("the work waits: %s", error)
@@ -77,6 +81,25 @@ class Worker:
         with _Heartbeat(self._line, job, self._name):
             self._run(job)
         return True
+
+    def rebuild_one(self) -> bool:
+        """Do a step of a batch that moves into another space; returns whether there was one.
+
+        For when no job is due: new studies go first. After a fault it pauses for a minute. Raises
+        DatabaseUnavailable.
+        """
+        if time.monotonic() < self._rebuild_from:
+            return False
+        for of in self._line.config.protocol:
+            try:
+                if rebuild.step(self._line, of):
+                    return True
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # noqa: BLE001 - boundary: again after a pause, as often as it may
+                self._rebuild_from = time.monotonic() + _PAUSE_S
+                _log.exception("the batch of protocol %s cannot be rebuilt now", of.name)
+        return False
 
     def _run(self, job: Job) -> None:
         """Run one claimed job; whatever it raises becomes a state with a reason."""

@@ -163,6 +163,8 @@ class IntensitySpec:
     kind: str = "percentiles"
     #: centre and width, only for "hounsfield"
     window_hu: tuple[float, float] = (-600.0, 1500.0)
+    #: only for "percentiles": where `harmonisation.SHARES` come to lie in [0, 1]; empty: they stay
+    landmarks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ What makes a protocol's scores here is what makes them in the node, under the sa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dicom_node import protocol
@@ -19,6 +20,7 @@ from dicom_node.grouping import of_node
 from dicom_node.line import Methods
 from dicom_node.placement import Foreground, Placing
 from dicom_node.protocol_config import Match, Protocol
+from dicom_node.space import Space
 from dicom_node.volume import Volume
 
 #: what a preset scores, if not the body
@@ -40,6 +42,16 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What a recipe takes from its own batch."""
+
+    #: of `protocol_config.OWN_TEMPLATE` and `OWN_HISTOGRAM`
+    parts: tuple[str, ...]
+    #: returns the complete recipe
+    taken: Callable[[Space], Recipe]
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How scans are scored."""
 
@@ -56,6 +68,8 @@ class Recipe:
     placing: Placing
     #: what a series must be like; None takes any
     match: Match | None = None
+    #: what it takes from the scans themselves, and is not complete without; None: nothing
+    own: Own | None = None
 
     def check_match(self, source: Volume) -> None:
         """Raise NoMatchingProtocol for a series that the protocol does not claim.
@@ -71,6 +85,8 @@ class Recipe:
 def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
     """Return the recipe of a protocol of a node: of its configuration, or one it discovered.
 
+    Where it takes its template or histogram from its own batch, `own_space.learnt` completes it.
+
     Raises
     ------
     ConfigError
@@ -81,11 +97,23 @@ def of_protocol(config: NodeConfig, name: str, cache: Path) -> Recipe:
     """
     methods = Methods(config, cache)
     chosen = of_node(config).named(name)
+    made = _of_methods(methods, chosen)
+    if not chosen.own:
+        return made
+
+    def taken(space: Space) -> Recipe:
+        methods.enter(chosen, space)
+        return _of_methods(methods, chosen)
+
+    return replace(made, own=Own(chosen.own, taken))
+
+
+def _of_methods(methods: Methods, chosen: Protocol) -> Recipe:
     return Recipe(
-        name=name,
+        name=chosen.name,
         method=methods.method(chosen),
         findings=_findings(chosen),
-        encoder_name=config.encoder.model,
+        encoder_name=methods.config.encoder.model,
         encoder=methods.encoder,
         token_fingerprint=methods.token_fingerprint(chosen),
         fingerprint=methods.fingerprint(chosen),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node import __version__, clock, durable
-from dicom_node.batch import inputs, recipe
+from dicom_node.batch import inputs, own_space, recipe
 from dicom_node.batch.inputs import Found
 from dicom_node.batch.recipe import Recipe
 from dicom_node.batch_mode import Listener
@@ -106,11 +106,13 @@ def evaluate(
     """
     found = inputs.find(places, images, masks, out)
     second = inputs.find([second_site], images, masks, out) if second_site else None
+    listener = listener or Listener()
     by = _recipe(found, config or NodeConfig(), protocol_name, preset, cache)
+    by = own_space.learnt(by, found.scans, listener.note)
     about = {"folders": [place.name for place in places]}
     if second_site:
         about["second_site"] = [second_site.name]
-    return run(by, found, second, out, options or Options(), listener or Listener(), about)
+    return run(by, found, second, out, options or Options(), listener, about)
 
 
 def _recipe(

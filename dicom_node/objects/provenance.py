@@ -144,7 +144,8 @@ class Equipment:
 
     manufacturer: str
     model_name: str
-    #: program, fingerprint of the scoring, reference batch; a list, for a tuple draws warnings
+    #: program, fingerprint of the scoring, reference batch, and the batch's own template and
+    #: histogram where it has them; a list, for a tuple draws warnings
     software_versions: list[str]
     serial_number: str
 
@@ -153,6 +154,7 @@ def equipment(score: ScoreSummary, node_id: str) -> Equipment:
     """Return this node as the equipment behind a score."""
     # LO holds 64 characters
     versions = [__version__, score.fingerprint, score.batch_version]
+    versions += [f"space {score.space}"] if score.space else []
     return Equipment(MANUFACTURER, MODEL_NAME, [text[:64] for text in versions], node_id[:64])
 
 

@@ -140,5 +140,6 @@ def algorithm_identification(score: ScoreSummary) -> hd.AlgorithmIdentificationS
             "reference_batch": score.batch_version,
             "reference_subjects": str(score.n_reference),
             "threshold": f"{score.threshold:g}",
+            **({"space": score.space} if score.space else {}),
         },
     )

@@ -21,6 +21,8 @@ from dicom_node.store.tables import admission
 
 #: the automatic changes of a batch stop, and go on; decisions without a change of a member
 FREEZE, UNFREEZE = "freeze", "unfreeze"
+#: the batch comes into another space, each member as it was decided of before
+REBUILD = "rebuild"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +69,13 @@ def record(db: Connection, decision: Decision, changes: Sequence[Change], at: da
     ----------
     changes
         Each ``old`` is the row as it is now. The new rows get the number and the actor of the
-        decision, but for one that undoes another: its rows come back to the bit.
+        decision, but for one that undoes another: its rows come back to the bit; and one that
+        rebuilds the batch, which leaves each member to whom decided of it.
     """
     # the write lock is held (`Database.begin`): nobody takes this number meanwhile
     number = int(db.execute(select(func.coalesce(func.max(admission.c.id), 0))).scalar_one()) + 1
     if decision.undoes is None:
-        changes = [
-            Change(c.old, c.new and replace(c.new, decided_by=decision.actor, decided_in=number))
-            for c in changes
-        ]
+        changes = [Change(c.old, c.new and _decided(c.new, decision, number)) for c in changes]
     rows = [
         {"subject": c.subject, "old": c.old and asdict(c.old), "new": c.new and asdict(c.new)}
         for c in changes
@@ -87,6 +87,12 @@ def record(db: Connection, decision: Decision, changes: Sequence[Change], at: da
             db, decision.protocol, decision.fingerprint, change.subject, change.new
         )
     return Event(number, clock.parse(clock.stamp(at)), decision, tuple(changes))
+
+
+def _decided(new: Member, decision: Decision, number: int) -> Member:
+    """Return a member's new row with the decision that made it."""
+    author = new.decided_by if decision.verb == REBUILD else decision.actor
+    return replace(new, decided_by=author, decided_in=number)
 
 
 def get_event(db: Connection, number: int) -> Event:

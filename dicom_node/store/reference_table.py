@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, outerjoin, select
 from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
-from dicom_node.store.tables import batch, member
+from dicom_node.store.tables import batch, member, space
 
 #: tokenized, not yet judged; serves only while the batch is being founded
 CANDIDATE = "candidate"
@@ -122,12 +122,23 @@ def other_revisions(
 
 
 def fingerprints(db: Connection, protocol: str) -> list[str]:
-    """Return the token spaces that the protocol has members in, the newest member's first."""
+    """Return the token spaces that the protocol has members in, the one used last first.
+
+    That is the one into which a member came last, or whose space began to serve last: members that
+    move into a new space keep their age.
+    """
+    began = func.max(func.coalesce(space.c.since, ""))
+    serves = and_(
+        space.c.protocol == member.c.protocol,
+        space.c.fingerprint == member.c.fingerprint,
+        space.c.state == "serving",
+    )
     rows = db.execute(
         select(member.c.fingerprint)
+        .select_from(outerjoin(member, space, serves))
         .where(member.c.protocol == protocol)
         .group_by(member.c.fingerprint)
-        .order_by(func.max(member.c.added).desc(), member.c.fingerprint)
+        .order_by(func.max(func.max(member.c.added), began).desc(), member.c.fingerprint)
     )
     return list(rows.scalars())
 

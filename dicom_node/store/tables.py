@@ -243,6 +243,50 @@ Index(
     sqlite_where=warning.c.closed.is_(None),
 )
 
+#: looks for a space of a protocol's own batch, and what came of them
+space = Table(
+    "space",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("protocol", String, nullable=False),
+    # digest of the settings under which it was learnt
+    Column("settings", String, nullable=False),
+    Column("state", String, nullable=False),
+    # "rule", or the name of a person
+    Column("actor", String, nullable=False),
+    Column("reason", String, nullable=False),
+    # patients that were admitted at the look
+    Column("n_members", Integer, nullable=False),
+    Column("asked", String, nullable=False),
+    # since when it serves, or when it ended otherwise; empty: it is under way
+    Column("since", String, nullable=False, server_default=""),
+    # of its file, its tokens, its template's subject, and whom it was learnt of; empty: not yet
+    Column("digest", String, nullable=False, server_default=""),
+    Column("fingerprint", String, nullable=False, server_default=""),
+    Column("template", String, nullable=False, server_default=""),
+    Column("subjects", JSON),
+)
+#: under the same settings one space serves and one is under way, whoever asks
+for _name, _states in (("serving", ("serving",)), ("under_way", ("wanted", "building"))):
+    Index(
+        f"ix_space_{_name}",
+        space.c.protocol,
+        space.c.settings,
+        unique=True,
+        sqlite_where=space.c.state.in_(_states),
+    )
+
+#: what became of the members while their batch is rebuilt in a space
+moved = Table(
+    "moved",
+    metadata,
+    Column("space_id", ForeignKey("space.id"), primary_key=True),
+    Column("subject", String, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+)
+
 finding = Table(
     "finding",
     metadata,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicom_node import __version__, nifti
+from dicom_node import __version__, nifti, placement
+from dicom_node.alignment import Alignment
 from dicom_node.batch_mode import Listener, score_batch
 from dicom_node.errors import ConfigError
 from dicom_node.pipeline import score_batch as of_the_pipeline
@@ -319,6 +320,54 @@ def test_a_method_that_is_none_is_refused(score, tmp_path, options, said):
     scans.write_heads(tmp_path / "in", 4)
     with pytest.raises(ConfigError, match=said):
         score(**options)
+
+
+def test_a_protocol_that_harmonises_learns_the_histogram_of_all_scans(score, tmp_path):
+    """A scan of another contrast is brought to the others, and the tables say at what."""
+    for seed in range(4):
+        scans.write_scan(tmp_path / "in", f"head{seed}", lines.head(seed))
+    scans.write_scan(tmp_path / "in", "bent", lines.head(7) ** 2.5)
+    plain, _ = score()
+    made, _ = score({"harmonise": True})
+    assert made.failed == ()
+    assert len(made.recipe.method.intensity.landmarks) == 11
+    assert made.recipe.token_fingerprint != plain.recipe.token_fingerprint
+    specification = json.loads((tmp_path / "out" / "scores.json").read_text())["specification"]
+    assert specification["intensity"]["landmarks"] == list(made.recipe.method.intensity.landmarks)
+    again, _ = score({"harmonise": True})
+    assert again.recipe.token_fingerprint == made.recipe.token_fingerprint
+    assert [entry.encode_s for entry in again.scored] == [0.0] * 5
+
+
+def test_a_protocol_with_its_batchs_medoid_takes_no_odd_scan_as_the_template(
+    score, tmp_path, monkeypatch
+):
+    """Registration has a stand-in here: scans of so few voxels cannot be registered."""
+    seen = []
+
+    def stay(_voxels, _affine, template, _kind):
+        seen.append(template.digest())
+        return Alignment(np.eye(4), 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(placement, "align", stay)
+    common = lines.head(1)
+    for number in range(4):
+        mixed = 0.8 * common + 0.2 * lines.head(10 + number)
+        scans.write_scan(tmp_path / "in", f"head{number}", mixed)
+    scans.write_scan(tmp_path / "in", "a-first", lines.head(5))
+    made, heard = score({"template": "medoid", "alignment": "rigid"})
+    assert (made.failed, len(made.scored)) == ((), 5)
+    (said,) = [note for note in heard.notes if "is the template" in note]
+    assert said.startswith("head")
+    assert "of 5 scans" in said
+    assert set(seen) == {made.recipe.placing.template.digest()}
+
+
+def test_where_no_scan_can_be_read_the_space_says_so(score, tmp_path):
+    for number in range(4):
+        scans.write_scan(tmp_path / "in", f"flat{number}", np.full((16, 32, 32), 3.0 + number))
+    with pytest.raises(ConfigError, match="no scan could be read"):
+        score({"harmonise": True})
 
 
 def test_the_pipeline_offers_the_call_too():

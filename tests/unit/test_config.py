@@ -256,6 +256,15 @@ REFUSED = [
         "protocol.0",
         "window_cells needs subjects in one space",
     ),
+    (PROTOCOL.format('template = "medoid"'), "protocol.0", 'go together: a NIfTI file .* or "med'),
+    (PROTOCOL.format('alignment = "rigid"'), "protocol.0", "go together"),
+    (
+        PROTOCOL.format('intensity = "hounsfield"\nharmonise = true'),
+        "protocol.0",
+        'harmonise is of MR, intensity = "percentiles"',
+    ),
+    (PROTOCOL.format("rechoose_growth = 1.1"), "protocol.0", "1.2 or more .* or 0"),
+    (PROTOCOL.format("rechoose_growth = -1"), "protocol.0.rechoose_growth", "equal to 0"),
     (PROTOCOL.format("extent_mm = [161, 196]"), "protocol.0.extent_mm.2", "required"),
     (PROTOCOL.format("extent_mm = [161, 0, 161]"), "protocol.0.extent_mm.1", "greater than 0"),
     (PROTOCOL.format("window_hu = [40, 0]"), "protocol.0", r"window_hu is \[centre, width\]"),
@@ -384,6 +393,20 @@ def test_relative_paths_are_relative_to_the_file_and_not_to_the_caller(tmp_path,
     found = config.load(Path("../etc/config.toml"))
     assert found.node.data_dir == tmp_path / "etc" / "data"
     assert found.encoder.file == tmp_path / "etc" / "w.safetensors"
+
+
+def test_the_batch_s_own_template_is_no_path_unless_it_is_written_as_one(folder):
+    own, other, none = (
+        read(folder, PROTOCOL.format(text)).protocol[0]
+        for text in (
+            'alignment = "rigid"\ntemplate = "medoid"\nharmonise = true',
+            'alignment = "rigid"\ntemplate = "./medoid"',
+            "",
+        )
+    )
+    assert (own.template, own.own) == ("medoid", ("template", "histogram"))
+    assert (other.template, other.own) == (folder / "medoid", ())
+    assert (none.template, none.own) == (None, ())
 
 
 def test_absolute_paths_stay_as_they_are(tmp_path):

@@ -9,7 +9,10 @@ import pytest
 from dicom_node import cli, config
 from dicom_node.line import Line
 from dicom_node.reference import ReferenceBatch
+from dicom_node.space_rules import settings_of
+from dicom_node.store import space_table
 from dicom_node.store.database import Database, migrate
+from dicom_node.store.space_table import Chosen
 from tests.make import ledgers
 from tests.make.encoders import TINY
 from tests.make.ledgers import after
@@ -188,6 +191,39 @@ def test_a_batch_goes_from_node_to_node_by_a_file(call, tmp_path):
     assert "All 4 subjects of batch.zip are known here" in call("import", "batch.zip")[1]
     found = json.loads(call("list", "--json")[1])
     assert {(m["state"], m["decided_by"]) for m in found} == {("admitted", "import Ada")}
+
+
+def test_a_batch_in_a_space_of_its_own_says_which_and_is_rebuilt_on_demand(call, batch, tmp_path):
+    text = CONFIG.format(model=TINY)
+    assert "neither template" in call("rebuild", *WHY)[2]
+    own = text.replace("[protocol.match]", "harmonise = true\n[protocol.match]")
+    (tmp_path / "config.toml").write_text(own)
+    (of,) = config.load(tmp_path / "config.toml").protocol
+    assert json.loads(call("space", "--json")[1]) == []
+    assert json.loads(call("show", "a", "--json")[1])["space"] == "none of the batch's own"
+    with batch.database.begin() as db:
+        chosen = Chosen("5f3a0c1b9d2e", "f", "", ("a",))
+        space_table.found(db, "t1", settings_of(of), chosen, "founded", after(0))
+    assert "space: 5f3a0c1b9d2e, since 2026" in call("show", "a")[1]
+    assert "space: 5f3a0c1b9d2e" in call("list")[1]
+    status, said, _ = call("rebuild", *WHY)
+    assert status == 0
+    assert said.startswith("Number 2: the node looks among 5 patients")
+    assert "sought or built already" in call("rebuild", *WHY)[2]
+    with batch.database.begin() as db:
+        space_table.build(db, 2, Chosen("abc", "f2", "", ("a", "b")), "better")
+        for name, state, why in (("a", "there", ""), ("b", "left behind", "not kept any more")):
+            space_table.attempt(db, 2, name)
+            space_table.settle(db, 2, name, state, why)
+    status, said, _ = call("space")
+    assert status == 0
+    assert "1 there, 1 left behind" in said
+    assert "2: b was left behind: not kept any more" in said
+    found = json.loads(call("space", "--json")[1])
+    assert [(one["state"], one["by"]) for one in found] == [
+        ("building", "Ada"),
+        ("serving", "rule"),
+    ]
 
 
 def test_what_cannot_be_exported_or_imported_is_said_in_one_line(call, tmp_path):

@@ -15,9 +15,9 @@ from dicom_node import volume
 from dicom_node.errors import ObjectError
 from dicom_node.findings import ScoreSummary, locate
 from dicom_node.identity import IMPLEMENTATION_CLASS_UID, INSTANCE_CREATOR_UID, derived_uid
-from dicom_node.objects import drawing, overlay
+from dicom_node.objects import drawing, overlay, provenance
 from dicom_node.objects.secondary_capture import make_secondary_captures
-from dicom_node.objects.segmentation import make_segmentation
+from dicom_node.objects.segmentation import algorithm_identification, make_segmentation
 from tests.make.instances import Geometry, make_enhanced, write
 
 SCORE = ScoreSummary(
@@ -299,6 +299,17 @@ def test_every_instance_has_its_own_uid():
     assert len({ds.SOPInstanceUID for ds in made}) == len(made)
     assert len({ds.SeriesInstanceUID for ds in made}) == 2
     assert len({ds.InstanceNumber for ds in made[1:]}) == source.shape[0] + 1
+
+
+def test_objects_say_which_space_of_the_batch_was_used():
+    values = {name: getattr(SCORE, name) for name in SCORE.__slots__}
+    in_space = ScoreSummary(**values | {"space": "5f3a0c1b9d2e"})
+    assert provenance.equipment(in_space, "node-1").software_versions[3:] == ["space 5f3a0c1b9d2e"]
+    assert len(provenance.equipment(SCORE, "node-1").software_versions) == 3
+    (algorithm,) = algorithm_identification(in_space)
+    assert "space=5f3a0c1b9d2e" in algorithm.AlgorithmParameters
+    (algorithm,) = algorithm_identification(SCORE)
+    assert "space=" not in algorithm.AlgorithmParameters
 
 
 def test_objects_say_whose_and_what_they_are():

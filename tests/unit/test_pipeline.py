@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydicom.dataset import Dataset
 
-from dicom_node import clock, pipeline
+from dicom_node import clock, founding, pipeline
 from dicom_node.errors import EmptyForeground, NonFiniteScores
 from dicom_node.protocol import patient_key
 from dicom_node.store import result_table
@@ -54,7 +54,7 @@ def subject_of(line, source):
     """The subject of a volume as the tokenize stage makes it."""
     method = line.method(line.config.protocol[0])
     affine = torch.from_numpy(source.affine)
-    return make_subject(pipeline.without_padding(source), affine, method, line.encoder)
+    return make_subject(founding.without_padding(source), affine, method, line.encoder)
 
 
 @pytest.mark.parametrize("padding", [None, -1024, -2000, -3024])
