@@ -52,13 +52,14 @@ def mutual_analogues(queries: Tensor, keys: Tensor, chunk: int) -> tuple[Nearest
     backward = keys.new_full((keys.shape[0],), math.inf, dtype=torch.float32)
     places = torch.zeros_like(backward, dtype=torch.int64)
     for start, squared in _squared_distances(queries.float(), keys.float(), chunk):
-        least, where = squared.min(1)
-        forward.append(least)
+        where = squared.argmin(1)
+        forward.append(squared.gather(1, where[:, None])[:, 0])
         found.append(where)
-        least, where = squared.min(0)
-        nearer = least < backward
-        backward = torch.where(nearer, least, backward)
-        places = torch.where(nearer, where + start, places)
+        least = squared.amin(0)
+        # which it is, only where this chunk has a nearer one: after the first ones that is seldom
+        nearer = (least < backward).nonzero()[:, 0]
+        backward[nearer] = least[nearer]
+        places[nearer] = squared.index_select(1, nearer).argmin(0) + start
     return (
         Nearest(torch.cat(forward).clamp_(min=0).sqrt_(), torch.cat(found).int()),
         Nearest(backward.clamp_(min=0).sqrt_(), places.int()),
