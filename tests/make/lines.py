@@ -87,13 +87,15 @@ def head(seed):
     return volume.numpy()
 
 
-def receive_series(line, seed, at=ledgers.NOON, modality="MR", **attributes) -> str:
+def receive_series(
+    line, seed, at=ledgers.NOON, modality="MR", geometry=GEOMETRY, **attributes
+) -> str:
     """File a whole series of a patient of its own, complete it, and return its UID."""
     inbox = Inbox(line.folders.inbox, 0)
     number = ledgers.open_association(line.database, at=at)
     # stored values of a CT are 1024 above HU: tissue from -24 to 376 HU in air
     voxels = head(seed) if modality == "MR" else head(seed) + 700 * (head(seed) > 100)
-    made = make_series(modality, GEOMETRY, voxels, seed, **attributes)
+    made = make_series(modality, geometry, voxels, seed, **attributes)
     filed = [inbox.file_instance(received(ds, association_id=number)) for ds in made]
     ledgers.record(line.database, *filed, at=at)
     with line.database.begin() as db:

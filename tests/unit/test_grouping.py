@@ -389,12 +389,14 @@ def test_five_unclaimed_series_are_scored_in_shadow_and_then_adopted_with_their_
 def test_chest_cts_found_a_group_with_settings_of_a_ct_and_are_scored(database, tmp_path, weights):
     line = make_line(database, tmp_path, weights)
     how = {"BodyPartExamined": "CHEST", "ConvolutionKernel": "LUNG"}
+    # tokens of 32 mm: a cube of 128 mm
+    large = replace(lines.GEOMETRY, pixel_spacing=(4.0, 4.0), slice_spacing=8.0)
     for seed in range(4):
-        lines.receive_series(line, seed, modality="CT", **how)
+        lines.receive_series(line, seed, modality="CT", geometry=large, **how)
     work(line)
     (entry,) = line.protocols.discovered()
     found = entry.protocol
-    assert (found.name, found.intensity) == ("ct-chest-lung-2mm", "hounsfield")
+    assert (found.name, found.intensity) == ("ct-chest-lung-8mm", "hounsfield")
     assert (found.window_hu, found.calibration) == ((-600.0, 1500.0), "none")
     assert (found.extent_mm, found.match.kernel) == ((384.0,) * 3, "^LUNG$")
     with database.read() as db:
