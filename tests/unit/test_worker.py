@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from dicom_node import clock, errors, pipeline, worker
+from dicom_node import clock, errors, founding, pipeline, worker
 from dicom_node.errors import Disposition, InsufficientReference, NodeError
 from dicom_node.jobs import Stage
 from dicom_node.store import job_table, reference_table, result_table
@@ -342,7 +342,7 @@ def test_tokens_that_are_kept_are_not_made_again(line, monkeypatch):
     assert pipeline.tokenize(line, uid, lambda _share: None) == "t1"
     kept = {path: path.stat().st_mtime_ns for path in line.folders.root.glob("tokens/*/*")}
     assert len(kept) == 1
-    monkeypatch.setattr(pipeline, "make_subject", raising(AssertionError("made again")))
+    monkeypatch.setattr(founding, "make_subject", raising(AssertionError("made again")))
     assert pipeline.tokenize(line, uid, lambda _share: None) == "t1"
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
