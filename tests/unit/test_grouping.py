@@ -386,9 +386,9 @@ def test_five_unclaimed_series_are_scored_in_shadow_and_then_adopted_with_their_
     assert after_adoption.protocols.discovered() == ()
 
 
-def test_chest_cts_found_a_group_with_settings_of_a_ct_and_are_scored(database, tmp_path, weights):
+def test_cts_found_a_group_with_settings_of_a_ct_and_are_scored(database, tmp_path, weights):
     line = make_line(database, tmp_path, weights)
-    how = {"BodyPartExamined": "CHEST", "ConvolutionKernel": "LUNG"}
+    how = {"BodyPartExamined": "ABDOMEN", "ConvolutionKernel": "SOFT"}
     # tokens of 32 mm: a cube of 128 mm
     large = replace(lines.GEOMETRY, pixel_spacing=(4.0, 4.0), slice_spacing=8.0)
     for seed in range(4):
@@ -396,9 +396,10 @@ def test_chest_cts_found_a_group_with_settings_of_a_ct_and_are_scored(database, 
     work(line)
     (entry,) = line.protocols.discovered()
     found = entry.protocol
-    assert (found.name, found.intensity) == ("ct-chest-lung-8mm", "hounsfield")
-    assert (found.window_hu, found.calibration) == ((-600.0, 1500.0), "none")
-    assert (found.extent_mm, found.match.kernel) == ((384.0,) * 3, "^LUNG$")
+    assert found.name.startswith("ct-abdomen")
+    assert (found.intensity, found.window_hu) == ("hounsfield", (40.0, 400.0))
+    assert (found.calibration, found.foreground) == ("analogue", "body")
+    assert (found.extent_mm, found.match.kernel) == ((384.0,) * 3, "^SOFT$")
     with database.read() as db:
         assert outcomes.counts(db) == {(found.name, "scored", ""): 4}
     assert delivered(database) == 0

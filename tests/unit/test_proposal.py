@@ -8,6 +8,7 @@ import pytest
 
 from dicom_node import config
 from dicom_node.config import NodeConfig
+from dicom_node.config_types import Scale
 from dicom_node.proposal import kernel_kind, proposed_name, toml, unused_name, weighting
 from dicom_node.protocol import match, mismatches
 from dicom_node.protocol_config import Protocol
@@ -178,9 +179,14 @@ def test_all_series_within_tolerance_of_the_spacing_are_claimed():
     ("made", "expected"),
     [
         (head_t1(), {"intensity": "percentiles", "calibration": "position", "spacing_mm": 1.0}),
-        (head_t1(body_part="KNEE"), {"extent_mm": (168.0, 196.0, 168.0), "calibration": "none"}),
+        (
+            head_t1(body_part="KNEE"),
+            {"extent_mm": (168.0, 196.0, 168.0), "calibration": "analogue"},
+        ),
         (head_t1(body_part="ABDOMEN"), {"extent_mm": (392.0, 392.0, 392.0), "spacing_mm": 2.0}),
-        (chest_ct(), {"window_hu": (-600.0, 1500.0), "calibration": "none", "spacing_mm": 2.0}),
+        (chest_ct(), {"window_hu": (-600.0, 1500.0), "calibration": "analogue", "spacing_mm": 1.0}),
+        (chest_ct(), {"foreground": "lung", "scales": (Scale(upsampling=2),)}),
+        (chest_ct(body_part="ABDOMEN"), {"foreground": "body", "spacing_mm": 2.0}),
         (chest_ct(body_part="HEAD"), {"window_hu": (40.0, 80.0), "calibration": "position"}),
         (chest_ct(body_part=None), {"window_hu": (40.0, 400.0), "body_part": None}),
         (chest_ct(inferred=(("body_part", "a guess"),)), {"body_part": "CHEST"}),
