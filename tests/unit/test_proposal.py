@@ -185,7 +185,7 @@ def test_all_series_within_tolerance_of_the_spacing_are_claimed():
         ),
         (head_t1(body_part="ABDOMEN"), {"extent_mm": (392.0, 392.0, 392.0), "spacing_mm": 2.0}),
         (chest_ct(), {"window_hu": (-600.0, 1500.0), "calibration": "analogue", "spacing_mm": 1.0}),
-        (chest_ct(), {"foreground": "lung", "scales": (Scale(upsampling=2),)}),
+        (chest_ct(), {"foreground": "lung", "scales": (Scale(upsampling=2).model_dump(),)}),
         (chest_ct(body_part="ABDOMEN"), {"foreground": "body", "spacing_mm": 2.0}),
         (chest_ct(body_part="HEAD"), {"window_hu": (40.0, 80.0), "calibration": "position"}),
         (chest_ct(body_part=None), {"window_hu": (40.0, 400.0), "body_part": None}),
