@@ -1,5 +1,6 @@
 """What every test gets: pydicom's validation raises, none of the user's DICOM_NODE_*."""
 
+import logging
 import os
 import threading
 import time
@@ -88,3 +89,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: real images are not part of the repository")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """What a verb logs to ends with its test: the next one would find a closed stream."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [one for one in root.handlers if one not in before]:
+        root.removeHandler(handler)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dicom_node import grouping, pipeline
+from dicom_node import founding, grouping
 from dicom_node.config import NodeConfig
 from dicom_node.errors import (
     ConfigError,
@@ -440,7 +440,7 @@ def test_a_series_in_which_there_is_no_body_founds_nothing(
     def empty(*_arguments):
         raise EmptyForeground("one value")
 
-    monkeypatch.setattr(pipeline, "make_subject", empty)
+    monkeypatch.setattr(founding, "make_subject", empty)
     lines.receive_series(line, 1)
     work(line)
     with database.read() as db:
