@@ -32,7 +32,7 @@ _REVIEW = """\
 # Adopted from what the node discovered on {founded}: {described}.
 # Review before you paste it into config.toml:
 # - the name: as long as it stays, the reference batch and all that was scored stay with it, and so
-#   they do while extent_mm, spacing_mm, intensity, window_hu, alignment and foreground stay;
+#   they do while extent_mm, spacing_mm, scales, intensity, window_hu, alignment, foreground stay;
 # - [protocol.match]: no rule can ask for image type, sequence variant or in-plane spacing, by which
 #   the node told its series apart; series_description narrows a rule that claims too much;
 # - finding_threshold, by the scores that it has (the node's page, `dicom-node outcomes`);
