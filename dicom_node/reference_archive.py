@@ -35,6 +35,8 @@ _MANIFEST = "manifest.json"
 _LARGEST_BYTES = 2**30
 #: of what is kept of a subject; the rest is for maps of its own
 _TOKEN_KEYS = ("values", "index", "grid_shape")
+#: before the scale: which tokens of the other subject are the nearest, as `ReferenceFiles` has it
+_ANALOGUE = "analogue."
 #: the oldest moment that a zip archive can name: the same batch is the same file, whenever
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -182,7 +184,7 @@ class Archive:
             _check_alike(shapes)
             for name, other in permutations(names, 2):
                 inside = pair_path(name, other)
-                _check_distances(load(self.read(inside)), shapes[name])
+                _check_pair(load(self.read(inside)), shapes[name], shapes[other])
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise self._invalid(f"it holds no tokens and distances: {error}") from error
 
@@ -237,10 +239,19 @@ def _check_alike(shapes: dict[str, Shapes]) -> None:
         raise ValueError("subjects differ in their scales or layers")
 
 
-def _check_distances(tensors: dict[str, Tensor], shapes: Shapes) -> None:
-    """Refuse what are not the distances of a subject of these shapes; raises ValueError."""
-    expected = {str(scale): shape for scale, shape in enumerate(shapes)}
-    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != expected:
+def _check_pair(tensors: dict[str, Tensor], own: Shapes, other: Shapes) -> None:
+    """Refuse what is not kept of a pair of subjects of these shapes; raises ValueError.
+
+    Distances of each scale; and which token is the nearest, of all scales or none.
+    """
+    expected = {str(scale): shape for scale, shape in enumerate(own)}
+    places = {f"{_ANALOGUE}{scale}": shape for scale, shape in enumerate(own)}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if found not in (expected, expected | places):
         raise ValueError("distances are not those of the tokens")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError("distances are not finite numbers")
+    for name, (_, n) in zip(places, other, strict=True):
+        at = tensors.get(name)
+        if at is not None and not 0 <= int(at.min()) <= int(at.max()) < n:
+            raise ValueError("the nearest token is none of the other subject's")

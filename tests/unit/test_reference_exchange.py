@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from dicom_node import clock, reference_files
 from dicom_node import reference_verbs as verbs
-from dicom_node.anomaly.spec import ScoringSpec, SearchSpec
+from dicom_node.anomaly.spec import ANALOGUE_SEARCH, ScoringSpec, SearchSpec
 from dicom_node.errors import DecisionRefused, ExportInvalid, TokenSpaceMismatch
 from dicom_node.jobs import Stage
 from dicom_node.reference import ReferenceBatch
@@ -119,9 +119,15 @@ def snapshot_of(folder):
 
 
 @pytest.mark.parametrize(
-    "spec", [ScoringSpec(), ScoringSpec(calibration="none")], ids=["cal", "raw"]
+    ("search", "spec"),
+    [
+        (SearchSpec(), ScoringSpec()),
+        (SearchSpec(n_cells=1), ScoringSpec()),
+        (SearchSpec(n_cells=1), ScoringSpec(calibration="none")),
+        (ANALOGUE_SEARCH, ScoringSpec(calibration="analogue")),
+    ],
+    ids=["all", "near", "raw", "analogue"],
 )
-@pytest.mark.parametrize("search", [SearchSpec(), SearchSpec(n_cells=1)], ids=["all", "near"])
 @pytest.mark.parametrize("followed", [False, True])
 def test_a_study_has_the_same_scores_there_to_the_bit(
     node, tmp_path, monkeypatch, search, spec, followed
@@ -381,6 +387,10 @@ def without_scale(tensors):
         del tensors[key]
 
 
+def places_beyond(tensors):
+    return {f"analogue.{key}": torch.full_like(one, 1e6).int() for key, one in tensors.items()}
+
+
 def set_first(key, value):
     return lambda tensors: tensors[key].view(-1)[:1].fill_(value)
 
@@ -420,6 +430,10 @@ DAMAGES = {
     "other": (
         with_tensors(PAIR, lambda t: t.update({"0": torch.ones(1, 1)})),
         "distances are not those of the tokens",
+    ),
+    "nowhere": (
+        with_tensors(PAIR, lambda t: t.update(places_beyond(t))),
+        "the nearest token is none of the other subject's",
     ),
 }
 
