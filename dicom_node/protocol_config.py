@@ -116,7 +116,7 @@ class Protocol(Section):
     finding_threshold: float = 3.0
     #: the batch raises the threshold, twofold at most, until its own subjects have at most so many
     #: findings each on average (without the quarter with the most); 0: it is fixed
-    findings_per_normal: Annotated[float, Field(ge=0, le=10)] = 0.5
+    findings_per_normal: Annotated[float, Field(ge=0, le=10)] = 0.0
     finding_min_volume_ml: Annotated[float, Field(ge=0)] = 0.2
     max_findings: Annotated[int, Field(ge=1, le=50)] = 10
 
