@@ -21,6 +21,8 @@ CHEST = Path(__file__).parents[3] / "shared" / "data" / "chest_ct_lungdx_A0001" 
 N_DISPLACED = 20
 #: rotation about each axis, shift along each, change of each length
 DEGREES, MILLIMETRES, SCALE = 30.0, 40.0, 0.15
+#: each of so many heads gets every planted failure
+N_FAILURES = 8
 FLIPS = {"left-right": 0, "front-back": 1, "upside down": 2}
 
 
@@ -36,7 +38,7 @@ def run(setting):
 
 
 def measured(paths, kind):
-    """One kind: as they lie, displaced, and what must not pass."""
+    """One kind: as they lie, displaced, and planted failures."""
     heads = [read(path) for path in paths]
     template, others = make_template(*heads[0]), heads[1:]
     seconds, plain = [], []
@@ -45,10 +47,15 @@ def measured(paths, kind):
     say(f"{kind}: {sum(map(usable, plain))} of {len(others)} heads as they lie brought to the ")
     say(f"first; {median(seconds):.1f} s each.\n")
     displaced(others, plain, template, kind)
+    failures(others[:N_FAILURES], template, kind)
+
+
+def failures(heads, template, kind):
+    """What must not pass: another pose than a head can have, a part of one, another body part."""
     refused = {
-        **{name: [flipped(head, axis) for head in others] for name, axis in FLIPS.items()},
-        "upper half": [half(head, upper=True) for head in others],
-        "lower half": [half(head, upper=False) for head in others],
+        **{name: [flipped(head, axis) for head in heads] for name, axis in FLIPS.items()},
+        "upper half": [half(head, upper=True) for head in heads],
+        "lower half": [half(head, upper=False) for head in heads],
         "chest (CT)": [chest()] if CHEST.is_dir() else [],
     }
     rows = []
