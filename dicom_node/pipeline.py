@@ -248,9 +248,8 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
 
     What no token reaches, and what lies beyond the canonical grid, is 0 and makes no finding.
     """
-    with (
-        line.database.read() as db
-    ):  # its tokens are those of the score: the space may have changed
+    # tokens of the score's own space: the protocol may have changed over to another since
+    with line.database.read() as db:
         fingerprint = reference_table.get_batch(db, entry.batch_version).fingerprint
     subject = line.files(claimed, fingerprint).load_subject(entry.subject)
     grid = load_file(score_folder(line, entry) / "tokens.safetensors")["calibrated"]
