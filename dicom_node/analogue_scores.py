@@ -49,8 +49,7 @@ class AnalogueScores:
     def _excess(self, name: str) -> Scales:
         """Return per scale (layers, n) how a subject compares with the others of the batch."""
         others = self._others(name)
-        distances = self._files.distances(name, others)
-        places = self._files.analogues(name, others)
+        distances, places = self._files.analogues(name, others)
         return tuple(
             log_excess(
                 distances[scale],

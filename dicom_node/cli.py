@@ -40,6 +40,7 @@ from dicom_node.command_line import (
     MethodOf,
     Preset,
     Scans,
+    database_of,
     ledger_of,
     say,
 )
@@ -49,7 +50,7 @@ from dicom_node.folders import cache_folder
 from dicom_node.node import Supervisor
 from dicom_node.status import collect_status
 from dicom_node.store import job_table, result_table
-from dicom_node.store.database import Database, migrate
+from dicom_node.store.database import Database
 from dicom_node.store.outcomes import Outcome, outcomes
 from dicom_node.weight_files import prepare_packaged
 
@@ -245,10 +246,7 @@ def retry(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
 
     Example: dicom-node retry --config config.toml
     """
-    path = ledger_of(config.load(config_path))
-    # of an older version, if the node has not been started since the update
-    migrate(path)
-    with Database(path).begin() as db:
+    with database_of(config.load(config_path)).begin() as db:
         jobs = job_table.retry_failed(db, clock.now())
         objects = result_table.retry_dead(db, clock.now())
     _out.print(f"{jobs} jobs and {objects} deliveries are queued again.")

@@ -12,6 +12,7 @@ from rich.text import Text
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError
 from dicom_node.folders import Folders
+from dicom_node.store.database import Database, migrate
 
 ConfigPath = Annotated[
     Path,
@@ -58,3 +59,13 @@ def ledger_of(settings: NodeConfig) -> Path:
     if not path.exists():
         raise ConfigError(f"{path} does not exist: this node has never been started")
     return path
+
+
+def database_of(settings: NodeConfig) -> Database:
+    """Open the ledger, brought up to date: the node may not have been started since an update.
+
+    Raises ConfigError where there is none.
+    """
+    path = ledger_of(settings)
+    migrate(path)
+    return Database(path)

@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 
 from dicom_node import clock, config, weekly
-from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath, ledger_of, say
+from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath, database_of, say
 from dicom_node.errors import ConfigError
-from dicom_node.store.database import Database, migrate
 from dicom_node.weekly import Week
 
 _out = Console()
@@ -30,9 +29,7 @@ def digest(
     """
     of = Week.named(week) if week else Week.of(clock.now())
     settings = config.load(config_path)
-    path = ledger_of(settings)
-    migrate(path)
-    database = Database(path)
+    database = database_of(settings)
     if as_csv:
         sys.stdout.write(weekly.as_csv(weekly.collect(settings, database, of), settings))
         return

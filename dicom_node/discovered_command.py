@@ -6,25 +6,28 @@ into its configuration, and has one forgotten.
 
 from __future__ import annotations
 
-import getpass
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from dicom_node import config, reference_verbs
-from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath, ledger_of
+from dicom_node import reference_verbs
+from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath
 from dicom_node.errors import ConfigError
-from dicom_node.grouping import Discovered, Protocols, described, of_node
+from dicom_node.grouping import Discovered, Protocols, described
+from dicom_node.reference_terminal import (
+    Person,
+    Reason,
+    out,
+    person,
+    print_table,
+    protocols_of,
+    say,
+)
 from dicom_node.store import discovered_table, reference_table
 from dicom_node.store.discovered_table import Tally
-
-_out = Console()
 
 #: how a discovered protocol is marked wherever it is shown
 MARK = "discovered, shadow"
@@ -63,24 +66,24 @@ def print_discovered(protocols: Protocols) -> None:
     if not found:
         return
     tallies = _tallies(protocols)
-    table = Table("protocol", "what", "since", "series", "last seen", "acquired as", box=None)
+    rows = []
     for entry in found:
         name = entry.protocol.name
         tally = tallies.get(name, Tally())
         cells = (name, MARK, entry.founded[:16], str(tally.n_series), tally.last_seen[:16])
-        table.add_row(*(Text(cell) for cell in (*cells, described(entry.founder))))
-    (_out if _out.is_terminal else Console(width=300)).print(table)
+        rows.append((*cells, described(entry.founder)))
+    print_table(("protocol", "what", "since", "series", "last seen", "acquired as"), rows)
 
 
 def print_one(protocols: Protocols, entry: Discovered, *, as_json: bool) -> None:
     """Print all that is known of a discovered protocol."""
     values = _values(protocols, entry)
     if as_json:
-        _out.print_json(json.dumps(values))
+        out.print_json(json.dumps(values))
         return
     for name in ("name", "what", "since", "n_series", "last_seen", "members", "acquired_as"):
-        _out.print(Text(f"{name.replace('_', ' ')}: {values[name]}"), soft_wrap=True)
-    _out.print(Text(f"\n{entry.rule}"), soft_wrap=True)
+        say(f"{name.replace('_', ' ')}: {values[name]}")
+    say(f"\n{entry.rule}")
 
 
 def _values(protocols: Protocols, entry: Discovered) -> dict[str, object]:
@@ -121,29 +124,24 @@ def adopt(name: Name, config_path: ConfigPath = DEFAULT_CONFIG) -> None:
 
     Example: dicom-node reference adopt mr-head-t1-axial-1mm >> config.toml
     """
-    protocols = _of_ledger(config_path)
+    protocols = protocols_of(config_path)
     entry = _known(protocols, name)
     review = _REVIEW.format(founded=entry.founded[:10], described=described(entry.founder))
-    _out.print(Text(f"\n{review}{entry.rule}"), soft_wrap=True, end="")
+    out.print(Text(f"\n{review}{entry.rule}"), soft_wrap=True, end="")
 
 
 def forget(
     name: Name,
-    reason: Annotated[
-        str, typer.Option("--reason", "-r", help="Why; it is kept and shown: name no patient.")
-    ],
-    by: Annotated[
-        str | None, typer.Option("--by", help="Who decides; by default the user of this machine.")
-    ] = None,
+    reason: Reason,
+    by: Person = None,
     config_path: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """Let a discovered protocol claim nothing any more; its members leave its batch.
 
     Example: dicom-node reference forget mr-knee-t2-sagittal-3mm --reason "research sequence"
     """
-    protocols = _of_ledger(config_path)
-    person = getpass.getuser() if by is None else by
-    done = reference_verbs.forget(protocols, name, person, reason)
+    protocols = protocols_of(config_path)
+    done = reference_verbs.forget(protocols, name, person(by), reason)
     text = (
         f"Forgotten: {name}. {done.n_members} members have left, and {done.n_waiting} studies that "
         "waited are rejected. Its series are unclaimed from now on: "
@@ -155,14 +153,7 @@ def forget(
         )
     else:
         text += "they are rejected until a [[protocol]] claims them."
-    _out.print(Text(text), soft_wrap=True)
-
-
-def _of_ledger(config_path: Path) -> Protocols:
-    """Return the protocols of a node that has been started; raises ConfigError."""
-    settings = config.load(config_path)
-    ledger_of(settings)
-    return of_node(settings)
+    say(text)
 
 
 def _known(protocols: Protocols, name: str) -> Discovered:

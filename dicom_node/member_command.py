@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicom_node import clock, config, discovered_command, reference_verbs, space_command
-from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath
+from dicom_node.command_line import DEFAULT_CONFIG, ConfigPath, database_of
 from dicom_node.folders import cache_folder
 from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
@@ -27,7 +27,6 @@ from dicom_node.reference_terminal import (
     Subject,
     batch_of,
     chosen,
-    database_of,
     ledger,
     out,
     person,

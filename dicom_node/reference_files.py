@@ -123,19 +123,21 @@ class ReferenceFiles:
         What is not kept yet is measured and kept. `others` is not empty and does not hold `name`.
         Raises NonFiniteScores where a distance is no number: then neither direction is kept.
         """
-        return self._of_pairs(name, others, "")
+        (distances,) = self._of_pairs(name, others, "")
+        return distances
 
-    def analogues(self, name: str, others: Sequence[str]) -> Scales:
-        """Return per scale (others, layers, n) int32: which token of each other is the nearest.
+    def analogues(self, name: str, others: Sequence[str]) -> tuple[Scales, Scales]:
+        """Return the distances, and the nearest tokens: per scale (others, layers, n) int32.
 
         Arguments and errors as of `distances`; ValueError where the search does not keep them.
         """
         if not self._search.keep_analogues:
             raise ValueError("the search does not keep which tokens are the nearest")
-        return self._of_pairs(name, others, _ANALOGUE)
+        distances, places = self._of_pairs(name, others, "", _ANALOGUE)
+        return distances, places
 
-    def _of_pairs(self, name: str, others: Sequence[str], kind: str) -> Scales:
-        """Read one kind of tensors of the pairs; measure those that are not kept yet."""
+    def _of_pairs(self, name: str, others: Sequence[str], *kinds: str) -> list[Scales]:
+        """Read these kinds of tensors of the pairs; measure those that are not kept yet."""
         missing = [other for other in others if not self.pair_file(name, other).exists()]
         if missing:
             own = self._laid_out(name)
@@ -144,8 +146,11 @@ class ReferenceFiles:
                 self._keep(name, other, forward)
                 # a by-product that the leave-one-out maps want
                 self._keep(other, name, backward)
-        kept = [_read_pair(self.pair_file(name, other), kind) for other in others]
-        return tuple(torch.stack(scale) for scale in zip(*kept, strict=True))
+        kept = [_read_pair(self.pair_file(name, other), kinds) for other in others]
+        return [
+            tuple(torch.stack(scale) for scale in zip(*of_kind, strict=True))
+            for of_kind in zip(*kept, strict=True)
+        ]
 
     def _measured(self, name: str, own: LaidOut, other: str) -> tuple[_Pair, _Pair]:
         """Compare `own`, the tokens of `name`, with `other`: what is kept, there and back."""
@@ -242,11 +247,11 @@ def _pair(distances: Scales, places: Scales = ()) -> _Pair:
     return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
 
 
-def _read_pair(path: Path, kind: str) -> list[Tensor]:
-    """Read one kind of what is kept of a pair, scale by scale."""
+def _read_pair(path: Path, kinds: Sequence[str]) -> list[list[Tensor]]:
+    """Read kinds of what is kept of a pair, each scale by scale."""
     with safe_open(path, framework="pt") as opened:
-        n = sum(key.isdigit() for key in opened.keys())  # noqa: SIM118
-        return [opened.get_tensor(f"{kind}{scale}") for scale in range(n)]
+        scales = range(sum(key.isdigit() for key in opened.keys()))  # noqa: SIM118
+        return [[opened.get_tensor(f"{kind}{scale}") for scale in scales] for kind in kinds]
 
 
 def _save_states(path: Path, others: Sequence[str], states: tuple[RunningAverage, ...]) -> None:

@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dicom_node import config, reference_verbs
-from dicom_node.command_line import ledger_of
+from dicom_node.command_line import database_of
 from dicom_node.errors import ConfigError
 from dicom_node.grouping import Protocols
 from dicom_node.protocol_config import Protocol
 from dicom_node.reference import ReferenceBatch
 from dicom_node.store import reference_table
-from dicom_node.store.database import Database, migrate
+from dicom_node.store.database import Database
 
 out = Console()
 
@@ -79,13 +79,6 @@ def chosen(protocols: Protocols, name: str | None) -> Protocol:
         known = ", ".join(protocol.name for protocol in protocols.all())
         raise ConfigError(f"--protocol names one of: {known or '(the configuration has none)'}")
     return meant
-
-
-def database_of(settings: config.NodeConfig) -> Database:
-    """Open the ledger, brought up to date; raises ConfigError where there is none."""
-    path = ledger_of(settings)
-    migrate(path)
-    return Database(path)
 
 
 def person(by: str | None) -> str:

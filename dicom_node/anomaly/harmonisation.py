@@ -20,6 +20,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dicom_node.anomaly.intensity import quantiles
+
 #: the shares of the foreground that lie below the landmarks; the ends are those of the robust range
 SHARES = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 
@@ -30,14 +32,10 @@ def landmarks(normalised: Tensor, foreground: Tensor) -> tuple[float, ...]:
     They ascend. Raises ValueError for an empty foreground, or where a value in it is no number.
     """
     inside = normalised[foreground].float()
-    if inside.numel() == 0:
-        raise ValueError("the foreground is empty")
     if not bool(inside.isfinite().all()):
         raise ValueError("the foreground holds NaN or infinite values")
     # as the robust range itself is found, so that the ends are the same voxels
-    inside = inside[:: max(1, inside.numel() // 1_000_000)].sort().values
-    last = inside.numel() - 1
-    return tuple(float(inside[round(share * last)]) for share in SHARES)
+    return tuple(map(float, quantiles(inside, SHARES)))
 
 
 def mean_landmarks(found: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,16 +20,22 @@ def normalize_percentiles(
     lesion brighter than all usual tissue is not clipped into it. Raises ValueError for an empty
     foreground or one of a single value.
     """
-    inside = voxels[foreground].float()
-    if inside.numel() == 0:
-        raise ValueError("the foreground is empty")
-    # torch.quantile refuses more than 2**24 values: a regular subsample is as good
-    inside = inside[:: max(1, inside.numel() // 1_000_000)].sort().values
-    bottom, top = (inside[round(q * (inside.numel() - 1))] for q in (low, high))
+    bottom, top = quantiles(voxels[foreground].float(), (low, high))
     if not bool(top > bottom):
         raise ValueError("all foreground voxels have one value")
     scaled = ((voxels.float() - bottom) / (top - bottom) * _HEADROOM).clamp(0, 1)
     return torch.where(foreground, scaled, torch.zeros_like(scaled))
+
+
+def quantiles(inside: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """(n,) values of a foreground -> those below which the shares of them lie; ValueError for none.
+
+    torch.quantile refuses more than 2**24 values: a regular subsample is as good.
+    """
+    if inside.numel() == 0:
+        raise ValueError("the foreground is empty")
+    ordered = inside[:: max(1, inside.numel() // 1_000_000)].sort().values
+    return [ordered[round(share * (ordered.numel() - 1))] for share in shares]
 
 
 def window_hounsfield(voxels: Tensor, centre: float, width: float) -> Tensor:

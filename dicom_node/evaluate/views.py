@@ -105,10 +105,13 @@ class _OfScales(ReferenceFiles):
         found = self._whole.distances(name, others)
         return tuple(found[scale] for scale in self._scales)
 
-    def analogues(self, name: str, others: Sequence[str]) -> Scales:
+    def analogues(self, name: str, others: Sequence[str]) -> tuple[Scales, Scales]:
         """Return those of the scales."""
-        found = self._whole.analogues(name, others)
-        return tuple(found[scale] for scale in self._scales)
+        distances, places = self._whole.analogues(name, others)
+        return (
+            tuple(distances[scale] for scale in self._scales),
+            tuple(places[scale] for scale in self._scales),
+        )
 
     def averages(self, name: str, others: Sequence[str], share: float) -> Scales:
         """Return those of the scales."""

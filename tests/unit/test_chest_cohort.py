@@ -1,14 +1,12 @@
 """The chests made from a real one: they differ, and their lesions are what they say."""
 
 import csv
-import sys
 
 import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from dicom_node import cli
 from dicom_node.demo import chest_healing, chest_lesions, chest_scan, chest_template, fields
 from dicom_node.demo.chest_cohort import load_chest, make_chest, make_chests, write_chests
 from dicom_node.demo.chest_lesions import Plan
@@ -16,7 +14,7 @@ from dicom_node.demo.chest_scan import Posed, Scan
 from dicom_node.demo.chest_template import GRID_MM
 from dicom_node.errors import ConfigError, IrregularGeometry, NodeError, NotScorable
 from dicom_node.volume import build
-from tests.make import chest_series
+from tests.make import chest_series, console
 from tests.make.scans import write_series
 
 VOXEL_ML = 4.5 / 1000
@@ -427,20 +425,7 @@ def test_slices_that_are_not_axial_are_refused(tmp_path):
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run the command line as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dicom-node", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return console.runner(monkeypatch, capsys, tmp_path)
 
 
 def test_files_and_list_agree_with_the_lesions(chest, tmp_path):

@@ -18,6 +18,7 @@ from dicom_node.errors import NodeError
 from dicom_node.folders import Folders
 from dicom_node.jobs import DeliveryState, JobState, Stage
 from dicom_node.store import job_table, result_table, series_table
+from tests.make import console
 from tests.make.instances import make_instance, write
 from tests.make.ledgers import (
     NOON,
@@ -58,20 +59,7 @@ port = {pacs_port}
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run the command line as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dicom-node", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return console.runner(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
 """``dicom-node reference`` about protocols that the node discovered: shown, adopted, forgotten."""
 
 import json
-import sys
 import tomllib
 
 import pytest
 
-from dicom_node import cli, config
+from dicom_node import config
 from dicom_node.grouping import of_node
 from dicom_node.line import Line
 from dicom_node.reference import ReferenceBatch
 from dicom_node.store import series_table
 from dicom_node.store.database import Database, migrate
+from tests.make import console
 from tests.make.encoders import TINY
 from tests.make.instances import Geometry, make_instance, make_series, write
 from tests.make.ledgers import after, complete_series
@@ -39,21 +39,8 @@ SPACING_MM = (2.0, 1.0, 1.0)
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run a verb as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "60")  # nobody's terminal
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "config.toml").write_text(CONFIG)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dicom-node", "reference", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return console.runner(monkeypatch, capsys, tmp_path, "reference", columns=60)
 
 
 @pytest.fixture

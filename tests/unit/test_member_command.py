@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from dicom_node import cli, config
+from dicom_node import config
 from dicom_node.line import Line
 from dicom_node.reference import ReferenceBatch
 from dicom_node.space_rules import settings_of
 from dicom_node.store import space_table
 from dicom_node.store.database import Database, migrate
 from dicom_node.store.space_table import Chosen
-from tests.make import ledgers
+from tests.make import console, ledgers
 from tests.make.encoders import TINY
 from tests.make.ledgers import after
 from tests.make.lines import tiny_weights
@@ -41,21 +41,8 @@ WHY = ("--reason", "looked at it", "--by", "Ada")
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run a verb as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "60")  # nobody's terminal
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "config.toml").write_text(CONFIG.format(model=TINY))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dicom-node", "reference", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return console.runner(monkeypatch, capsys, tmp_path, "reference", columns=60)
 
 
 @pytest.fixture

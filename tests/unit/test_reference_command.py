@@ -1,16 +1,15 @@
 """``dicom-node reference signature``: who claims a series and why, what to add, what is wrong."""
 
 import json
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from pydicom.uid import generate_uid
 
-from dicom_node import cli
 from dicom_node.config import NodeConfig
 from dicom_node.protocol import match
+from tests.make import console
 from tests.make.instances import Geometry, make_enhanced, make_series, write
 
 STACK = Geometry(rows=8, columns=8, n_slices=10, slice_spacing=2.0)
@@ -38,21 +37,7 @@ series_description = "secret"
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run the verb as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        words = ["dicom-node", "reference", "signature", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return console.runner(monkeypatch, capsys, tmp_path, "reference", "signature")
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dicom_node import cli, score_command
+from dicom_node import score_command
 from dicom_node.demo.cohort import Template
 from dicom_node.demo.cohort_files import write_cohort
-from tests.make import lines, scans
+from tests.make import console, lines, scans
 
 CONFIG = """
 [encoder]
@@ -36,21 +36,8 @@ def config_text(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path, config_text):
     """Run the command line as the console script does: (exit status, output, errors)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "config.toml").write_text(config_text, "utf-8")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dicom-node", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return console.runner(monkeypatch, capsys, tmp_path)
 
 
 def test_score_says_what_it_does_and_what_came_of_it(call, tmp_path):
