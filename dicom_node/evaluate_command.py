@@ -31,6 +31,13 @@ def evaluate(
         int | None, typer.Option(min=1, help="Draws of each batch: 3, or 1 when quick.")
     ] = None,
     size: Annotated[int, typer.Option("--batch-size", min=4, help="Where it does not vary.")] = 20,
+    changes: Annotated[
+        str,
+        typer.Option(
+            help="Of b, with commas between: noise, bias field, contrast, blur, resolution, slice "
+            "thickness; by default all that the scans can have, every second one with --quick."
+        ),
+    ] = "",
     quick: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--quick", help="Fewer settings, one draw.")
     ] = False,
@@ -49,6 +56,7 @@ def evaluate(
     from dicom_node.evaluate.experiment import Options
     from dicom_node.evaluate.terminal import EvaluateArguments, run_evaluate
 
-    options = Options(experiments, draws, size, quick=quick)
+    names = tuple(name.strip() for name in changes.split(",") if name.strip())
+    options = Options(experiments, draws, size, quick=quick, changes=names)
     where = (folders, out, second_site, preset, config_path, protocol, images, masks)
     raise typer.Exit(run_evaluate(EvaluateArguments(*where, options), Console()))

@@ -42,12 +42,26 @@ def upsample(grid: Tensor, pitch: int) -> Tensor:
 
 def smooth(volume: Tensor, mask: Tensor, sigma_voxels: float) -> Tensor:
     """(depth, height, width) -> the same, Gaussian inside the mask (normalised), 0 outside."""
-    weight = mask.float()
     if sigma_voxels <= 0:
-        return volume * weight
+        return volume * mask.float()
+    out = torch.zeros_like(volume)
+    if not bool(mask.any()):
+        return out
+    box = _box(mask)  # nothing outside of it has a weight, or is asked for
+    inside, weight = mask[box], mask[box].float()
     # by the blurred mask: the rim is not pulled towards the 0 outside
-    blurred = _gaussian(torch.stack([volume * weight, weight]), sigma_voxels)
-    return torch.where(mask, blurred[0] / blurred[1].clamp(min=1e-6), torch.zeros_like(volume))
+    blurred = _gaussian(torch.stack([volume[box] * weight, weight]), sigma_voxels)
+    out[box] = torch.where(inside, blurred[0] / blurred[1].clamp(min=1e-6), 0.0)
+    return out
+
+
+def _box(mask: Tensor) -> tuple[slice, ...]:
+    """(depth, height, width) with a voxel set -> the smallest box that holds all of them."""
+    box = []
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        (where,) = mask.any(axes[1]).any(axes[0]).nonzero(as_tuple=True)
+        box.append(slice(int(where[0]), int(where[-1]) + 1))
+    return tuple(box)
 
 
 def _gaussian(stack: Tensor, sigma: float) -> Tensor:

@@ -45,6 +45,8 @@ class Options:
     #: size of the batches, where the cohort allows it
     size: int = plan.SIZE
     quick: bool = False
+    #: names of the changes of (b); none takes all, or every second one when quick
+    changes: tuple[str, ...] = ()
     seed: int = 0
     #: of the bootstrap
     resamples: int = N_RESAMPLES
@@ -139,9 +141,7 @@ def run(
     about: dict[str, Any] | None = None,
 ) -> Result:
     """Do what `evaluate` does, with the method and the scans given."""
-    unknown = set(options.experiments) - set(plan.EXPERIMENTS)
-    if unknown or not options.experiments:
-        raise ConfigError(f"--experiments takes letters of {plan.EXPERIMENTS!r}")
+    _check(options, by)
     if not any(scan.mask for scan in found.scans):
         raise ConfigError(
             "no scan has a mask, and without masks there is nothing to measure: put "
@@ -162,6 +162,21 @@ def run(
     tables.write(out, measured, _about(result, options) | (about or {}))
     _write_report(out)
     return result
+
+
+def _check(options: Options, by: Recipe) -> None:
+    """Raise ConfigError for an experiment or a change that does not exist."""
+    if not options.experiments or set(options.experiments) - set(plan.EXPERIMENTS):
+        raise ConfigError(f"--experiments takes letters of {plan.EXPERIMENTS!r}")
+    possible = plan.possible_changes(_is_ct(by))
+    if unknown := [name for name in options.changes if name not in possible]:
+        raise ConfigError(
+            f"--changes knows no {unknown[0]!r} for these scans: choose of {', '.join(possible)}"
+        )
+
+
+def _is_ct(by: Recipe) -> bool:
+    return by.method.intensity.kind == "hounsfield"
 
 
 def _runner(work: Work, cohort: Cohort, out: Path, options: Options) -> Runner:
@@ -185,9 +200,10 @@ def _plan(runner: Runner, options: Options) -> Plan:
         options.experiments,
         method,
         splits.room(members, runner.folds[1] + runner.folds[2]),
-        ct=method.intensity.kind == "hounsfield",
+        ct=_is_ct(runner.work.recipe),
         quick=options.quick,
         limit=options.size,
+        changes=options.changes,
     )
     if made is None:
         raise ConfigError(

@@ -177,7 +177,9 @@ class _Regions:
         filled[tuple(slice(0, side) for side in truth.inside.shape)] = truth.inside
         cells = filled.reshape(*(n for side in inside.shape for n in (side, step)))
         least = min_volume_ml * 1000.0 / (spacing_mm * step) ** 3
-        return cls(inside, np.asarray(cells.any(axis=(1, 3, 5))), least * (1.0 - 1e-9))
+        (box,) = ndimage.find_objects((inside > -np.inf).astype(np.int8)) or ((),)  # of the body
+        marked = np.asarray(cells.any(axis=(1, 3, 5)))
+        return cls(inside[box], marked[box], least * (1.0 - 1e-9))
 
     def n_false(self, threshold: float) -> int:
         """Return the number of regions that are large enough and hold no marked voxel."""

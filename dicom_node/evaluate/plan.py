@@ -7,7 +7,7 @@ splits. All else stays as the recipe has it, in batches of one size and one shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dicom_node.anomaly.spec import GuardSpec, MethodSpec, ScoringSpec, SearchSpec
@@ -18,6 +18,8 @@ from dicom_node.evaluate.views import View
 #: of experiment (a), and of the first site in the batch of a mixed one
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 SECOND_SHARES = (0.0, 0.25, 0.5)
+#: where the guard is tried when all shares would take too long
+GUARDED_SHARE = 0.3
 SIZES = (5, 10, 15, 20, 30, 40, 50)
 #: batches of the other experiments: at most so many, this share of them abnormal
 SIZE, SHARE = 20, 0.2
@@ -73,13 +75,14 @@ class _Base:
     """What all experiments share."""
 
     method: MethodSpec
-    ct: bool
     room: Room
     size: int
     #: abnormal subjects in the batches of (b) to (e), and in those where the guard has most to do
     n_lesioned: int
     n_most: int
     quick: bool
+    #: of experiment (b), by name
+    changes: tuple[str, ...]
 
     @property
     def way(self) -> Way:
@@ -91,7 +94,14 @@ class _Base:
 
 
 def make(
-    experiments: str, method: MethodSpec, room: Room, *, ct: bool, quick: bool, limit: int = SIZE
+    experiments: str,
+    method: MethodSpec,
+    room: Room,
+    *,
+    ct: bool,
+    quick: bool,
+    limit: int = SIZE,
+    changes: Sequence[str] = (),
 ) -> Plan | None:
     """Return the settings of the chosen experiments; None where there is no batch of `LEAST`.
 
@@ -105,6 +115,8 @@ def make(
         Fewer settings.
     limit
         Size of the batches, where the cohort allows it.
+    changes
+        Names of those of (b); none takes all, or every second one when quick.
     """
     size = _size(room, limit)
     if size < LEAST:
@@ -112,7 +124,8 @@ def make(
     possible = [n for n in range(size + 1) if room.allows(size, n)]
     near = min(possible, key=lambda n: (abs(n - SHARE * size), n))
     most = max((n for n in possible if n <= size // 2), default=min(possible))
-    base = _Base(method, ct, room, size, near, most, quick)
+    names = tuple(changes) or possible_changes(ct)[:: 2 if quick else 1]
+    base = _Base(method, room, size, near, most, quick, names)
     settings: list[Setting] = []
     left_out: list[str] = []
     for letter, make_settings in _MAKERS.items():
@@ -120,6 +133,12 @@ def make(
             for made in make_settings(base):
                 (left_out if isinstance(made, str) else settings).append(made)  # type: ignore[arg-type]
     return Plan(tuple(settings), tuple(left_out))
+
+
+def possible_changes(ct: bool) -> tuple[str, ...]:  # noqa: FBT001 - of which kind of scan
+    """Return the names of the changes that a modality has."""
+    modality = "CT" if ct else "MR"
+    return tuple(change.name for change in CHANGES if modality in change.of)
 
 
 def _size(room: Room, limit: int) -> int:
@@ -148,7 +167,7 @@ def _shares(base: _Base) -> Made:
             seen.add(n)
             plain = base.setting("a", name, f"{n} of {base.size}")
             yield replace(plain, n_lesioned=n)
-            if not base.quick:
+            if not base.quick or share == GUARDED_SHARE:
                 yield replace(_guarded(plain, base), n_lesioned=n, name=f"{name}, other guard")
 
 
@@ -169,8 +188,7 @@ def _onoff(what: object) -> str:
 def _acquisitions(base: _Base) -> Made:
     """Vary (b) the acquisition, of half of the batch or of the tests, and mix in a second site."""
     yield base.setting("b", "none", "as they are")
-    changes = [change for change in CHANGES if ("CT" if base.ct else "MR") in change.of]
-    for change in changes[:: 2 if base.quick else 1]:
+    for change in (change for change in CHANGES if change.name in base.changes):
         for who, said, of in (
             ("batch", "half of the batch", f"; {(base.size + 1) // 2} of {base.size}"),
             ("test", "the test subjects", ""),

@@ -89,7 +89,12 @@ def test_every_experiment_has_rows_of_all_its_test_subjects(whole):
         if row["metric"] not in {"threshold", "prevalence", "unscored_share"} and row["low"]:
             assert float(row["low"]) <= float(row["high"])
     shares = {row["setting"]: row["share_abnormal"] for row in rows if row["experiment"] == "a"}
-    assert shares == {"0% abnormal": "0", "10% abnormal": "0.1667", "30% abnormal": "0.3333"}
+    assert shares == {
+        "0% abnormal": "0",
+        "10% abnormal": "0.1667",
+        "30% abnormal": "0.3333",
+        "30% abnormal, other guard": "0.3333",
+    }
 
 
 def test_the_cube_is_found_and_the_figures_say_so(whole):
@@ -253,6 +258,13 @@ def test_an_unknown_experiment_is_refused(tmp_path, weights, letters):
         run(tmp_path, weights, letters)
 
 
+def test_an_unknown_change_is_refused_before_anything_is_encoded(tmp_path, weights):
+    cohorts.write_cohort(tmp_path / "in", 1, 1)
+    with pytest.raises(ConfigError, match="knows no 'fog' for these scans: choose of noise, bias"):
+        run(tmp_path, weights, "b", changes=("blur", "fog"))
+    assert not (tmp_path / "out" / "work").exists()
+
+
 def test_scans_without_mask_serve_and_are_not_tested(tmp_path, weights):
     cohorts.write_cohort(tmp_path / "in", 3, 3)
     scans.write_heads(tmp_path / "in", 4, first=20)
@@ -288,6 +300,18 @@ def test_a_bias_field_is_no_change_of_a_ct():
     for ct, n in ((False, 6), (True, 5)):
         made = plan.make("b", preset("mr", (8,), 12), Room(30, 9), ct=ct, quick=False)
         assert len({s.change.name for s in made.settings if s.change}) == n
+
+
+def test_changes_can_be_chosen():
+    given = {"ct": False, "quick": True, "changes": ("blur", "bias field")}
+    made = plan.make("b", preset("mr", (8,), 12), Room(30, 9), **given)
+    assert {s.change.name for s in made.settings if s.change} == {"blur", "bias field"}
+
+
+def test_a_quick_run_tries_the_guard_at_one_share():
+    made = plan.make("a", preset("mr", (8,), 12), Room(60, 20), ct=False, quick=True)
+    guarded = [s.name for s in made.settings if s.ways[0].scoring.guard]
+    assert guarded == ["30% abnormal, other guard"]
 
 
 # -- changes -------------------------------------------------------------------------------------
