@@ -54,7 +54,7 @@ class Setting:
     #: with several, the best by average precision is reported
     ways: tuple[Way, ...]
     change: Change | None = None
-    #: who is changed: "batch" (half of it) or "test"
+    #: who is changed: "batch" (those of `splits.every_second` in it) or "test"
     changed: str = ""
     n_second: int = 0
     #: which site's subjects are tested
@@ -186,15 +186,14 @@ def _onoff(what: object) -> str:
 
 
 def _acquisitions(base: _Base) -> Made:
-    """Vary (b) the acquisition, of half of the batch or of the tests, and mix in a second site."""
+    """Vary (b) the acquisition, of half the batch or of the tests, and mix in a second site."""
     yield base.setting("b", "none", "as they are")
     for change in (change for change in CHANGES if change.name in base.changes):
-        for who, said, of in (
-            ("batch", "half of the batch", f"; {(base.size + 1) // 2} of {base.size}"),
-            ("test", "the test subjects", ""),
-        ):
-            plain = base.setting("b", f"{change.name}, {said}", change.strength + of)
-            yield replace(plain, change=change, changed=who)
+        # to test changed ones all must be encoded anew, for a batch half of the cohort
+        for who, said in (("batch", "half of the batch"), ("test", "the test subjects")):
+            if who == "batch" or not base.quick:
+                plain = base.setting("b", f"{change.name}, {said}", change.strength)
+                yield replace(plain, change=change, changed=who)
     yield from _second_site(base)
 
 

@@ -94,9 +94,9 @@ class Runner:
             return batch, tests
         if setting.changed == "test":
             return batch, cohorts.changed(self.work, tests, setting.change)
-        # every second one: the kinds lie one after the other, and each is halved
-        half = cohorts.changed(self.work, batch[::2], setting.change)
-        return [*half, *batch[1::2]], tests
+        other = splits.every_second(self.cohort.members)
+        made = cohorts.changed(self.work, [m for m in batch if m.key in other], setting.change)
+        return [*made, *(m for m in batch if m.key not in other)], tests
 
     def _name(self, run: Run, batch: Sequence[Member], tests: Sequence[Member]) -> str:
         """Return the hash of all that shapes the outcomes."""

@@ -122,6 +122,18 @@ def draw_batch(
     return tuple(chosen)
 
 
+def every_second(members: Sequence[Member]) -> frozenset[str]:
+    """Return the keys of half of each kind at each site: those that another scanner has made.
+
+    The same ones in every batch, as a patient has been to one scanner; about half of a batch.
+    """
+    chosen: set[str] = set()
+    for of_kind in sorted({(m.kind, m.site) for m in members}):
+        alike = sorted(m.key for m in members if (m.kind, m.site) == of_kind)
+        chosen.update(alike[::2])
+    return frozenset(chosen)
+
+
 def n_of_share(size: int, share: float) -> int:
     """Return the whole number nearest to a share (0..1) of a batch; a half is rounded up."""
     return math.floor(size * share + 0.5 + 1e-9)

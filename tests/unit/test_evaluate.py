@@ -4,17 +4,21 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dicom_node import cli
 from dicom_node.anomaly.presets import preset
+from dicom_node.batch import inputs
 from dicom_node.batch_mode import Listener
 from dicom_node.errors import ConfigError
-from dicom_node.evaluate import plan
+from dicom_node.evaluate import plan, splits
 from dicom_node.evaluate.changes import CHANGES, Seen
+from dicom_node.evaluate.cohort import Work, gather
 from dicom_node.evaluate.experiment import Options, evaluate
+from dicom_node.evaluate.running import Run, Runner
 from dicom_node.evaluate.splits import Room
 from tests.make import cohorts, lines, scans
 
@@ -129,7 +133,7 @@ def test_parts_of_the_method_and_acquisitions_change_what_is_measured(whole):
         if one.setting.experiment in "bd" and "tested there" not in one.setting.name
     }
     assert len(values) >= 12
-    for name in ("no calibration", "no smoothing", "fine tokens alone", "noise, the test subjects"):
+    for name in ("no calibration", "no smoothing", "fine tokens alone", "noise, half of the batch"):
         assert values[name] != values["this method"]
 
 
@@ -167,6 +171,31 @@ def test_what_a_cohort_cannot_offer_is_left_out_by_name(whole):
     assert f"left out: {result.left_out[0]}" in heard.notes
     summary = json.loads((folder / "out" / "summary.json").read_text("utf-8"))
     assert "50% abnormal" in summary["left_out"]["a"]
+
+
+def test_the_changed_half_is_the_same_in_every_batch(whole, tmp_path):
+    folder, result, _, _ = whole
+    other = splits.every_second(result.cohort.members)
+    assert len(other) == 4 + 2 + 2  # of 8 normal, 3 lesioned, 4 of the second site
+    noise = next(change for change in CHANGES if change.name == "noise")
+    work = Work(result.recipe, folder / "out" / "work", Heard())
+    again = gather(work, inputs.find([folder / "in"], None, None, tmp_path), None)
+    folds = {1: splits.folds(again.members, 5, 0)}
+    runner = Runner(work, again, folds, folder / "out" / "runs", 0)
+    settings = [one.setting for one in result.measured]
+    (setting,) = [s for s in settings if s.change is noise and s.changed == "batch"]
+    plain = replace(setting, change=None, changed="")
+    tested = replace(setting, changed="test")
+    for fold in range(len(folds[1])):
+        before = runner.members(Run(plain, plain.ways[0], 0, fold))
+        batch, tests = runner.members(Run(setting, setting.ways[0], 0, fold))
+        kept = {m.key for m in batch} & {m.key for m in before[0]}
+        assert kept == {m.key for m in before[0]} - other
+        assert tests == before[1]
+        batch, tests = runner.members(Run(tested, tested.ways[0], 0, fold))
+        assert {m.key for m in batch} == {m.key for m in before[0]}
+        assert not {m.key for m in tests} & {m.key for m in before[1]}
+        assert [m.name for m in tests] == [m.name for m in before[1]]
 
 
 # -- resuming ------------------------------------------------------------------------------------
@@ -306,6 +335,12 @@ def test_changes_can_be_chosen():
     given = {"ct": False, "quick": True, "changes": ("blur", "bias field")}
     made = plan.make("b", preset("mr", (8,), 12), Room(30, 9), **given)
     assert {s.change.name for s in made.settings if s.change} == {"blur", "bias field"}
+
+
+def test_test_subjects_are_changed_too_unless_quick():
+    for quick, expected in ((True, {"batch"}), (False, {"batch", "test"})):
+        made = plan.make("b", preset("mr", (8,), 12), Room(30, 9), ct=False, quick=quick)
+        assert {s.changed for s in made.settings if s.change} == expected
 
 
 def test_a_quick_run_tries_the_guard_at_one_share():
