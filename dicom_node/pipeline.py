@@ -2,7 +2,7 @@
 
 ``tokenize``  series -> volume -> protocol -> canonical grid -> slices -> frozen ViT -> tokens
 ``score``     tokens -> mutual similarity against the frozen batch -> calibrated token scores
-``report``    token scores -> anomaly map on the source grid -> findings -> SEG and SC -> outbox
+``report``    token scores -> map on the source grid -> findings -> SEG, SR and SC -> outbox
 
 Each is idempotent: its product lies on disk under a name made from its input, so that a node killed
 anywhere re-runs at most one of them. Each reads what it needs from the ledger and the disk, and
@@ -18,22 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from pydicom.dataset import Dataset
 from safetensors.torch import load_file, save_file
 
 from dicom_node import admission, clock, durable, findings, founding, quality, volume
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
 from dicom_node.errors import SeriesRejected
-from dicom_node.findings import Finding, LabelMap, ScoreSummary
+from dicom_node.findings import ScoreSummary
 from dicom_node.line import Line
-from dicom_node.objects.drawing import Picture
-from dicom_node.objects.overlay import render_summary
-from dicom_node.objects.secondary_capture import make_secondary_captures
-from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
+from dicom_node.result_objects import write_objects
 from dicom_node.scanner import scanner_of, software_of
 from dicom_node.scoring import BatchScores, all_scores, percentile_among, score_against
 from dicom_node.store import (
@@ -44,7 +39,7 @@ from dicom_node.store import (
     series_table,
     space_table,
 )
-from dicom_node.store.result_table import ResultObject, Score
+from dicom_node.store.result_table import Score
 from dicom_node.subject import map_on_source
 from dicom_node.threshold import Rule, batch_threshold
 from dicom_node.volume import Volume
@@ -225,7 +220,9 @@ def report(line: Line, uid: str, progress: Progress) -> str:
         max_findings=claimed.max_findings,
     )
     progress(0.5)
-    made = _write_objects(line, entry, source, voxel_map, labels, found, summary)
+    made = write_objects(
+        line, score_folder(line, entry), entry, source, voxel_map, labels, found, summary
+    )
     destinations = [d.name for d in line.config.destination] if claimed.mode == "live" else []
     with line.database.begin() as db:
         result_table.record_results(db, score_id, found, made, destinations, clock.now())
@@ -278,92 +275,3 @@ def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
         scored_at=entry.scored,
         space=space.chosen.digest if space and space.chosen else "",
     )
-
-
-def _write_objects(
-    line: Line,
-    entry: Score,
-    source: Volume,
-    voxel_map: NDArray[np.float32],
-    labels: LabelMap,
-    found: Sequence[Finding],
-    summary: ScoreSummary,
-) -> list[ResultObject]:
-    """Write the configured objects and the summary picture; returns what is to be sent."""
-    # made by the score stage, which keeps its grid there
-    folder = score_folder(line, entry)
-    picture = render_summary(
-        source.voxels,
-        voxel_map,
-        labels,
-        source.affine,
-        found,
-        summary,
-        modality=str(source.headers[0].get("Modality", "")),
-    )
-    with durable.replacing(folder / "summary.png") as partial:
-        Image.fromarray(picture).save(partial, "PNG")
-    made: list[ResultObject] = []
-    if line.config.results.segmentation:
-        made += _write_segmentation(line, folder, source, labels, found, summary)
-    if line.config.results.secondary_capture:
-        made += _write_captures(line, folder, source, voxel_map, labels, picture, summary)
-    return made
-
-
-def _write_segmentation(
-    line: Line,
-    folder: Path,
-    source: Volume,
-    labels: LabelMap,
-    found: Sequence[Finding],
-    summary: ScoreSummary,
-) -> list[ResultObject]:
-    """Write one SEG with a segment per finding; none where there is no finding."""
-    segmentation = make_segmentation(
-        source.headers,
-        labels,
-        found,
-        summary,
-        node_id=line.config.node.node_id,
-        series_number=line.config.results.series_number_segmentation,
-        series_description="dicom_node anomaly SEG (research use only)",
-    )
-    return [] if segmentation is None else [_save_object(segmentation, "SEG", folder / "seg.dcm")]
-
-
-def _write_captures(
-    line: Line,
-    folder: Path,
-    source: Volume,
-    voxel_map: NDArray[np.float32],
-    labels: LabelMap,
-    picture: Picture,
-    summary: ScoreSummary,
-) -> list[ResultObject]:
-    """Write the overlay series, the summary picture first."""
-    captures = make_secondary_captures(
-        source.headers,
-        source.voxels,
-        voxel_map,
-        labels,
-        source.affine,
-        picture,
-        summary,
-        node_id=line.config.node.node_id,
-        series_number=line.config.results.series_number_secondary_capture,
-        series_description="dicom_node anomaly overlay (research use only)",
-        slices=line.config.results.secondary_capture_slices,
-    )
-    return [
-        _save_object(capture, "SC", folder / f"sc-{number:04d}.dcm")
-        for number, capture in enumerate(captures, 1)
-    ]
-
-
-def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
-    """Write a Part 10 file (PS3.10 section 7) that is whole or absent."""
-    with durable.replacing(path) as partial:
-        ds.save_as(partial, enforce_file_format=True)
-    name = f"{path.parent.name}/{path.name}"
-    return ResultObject(str(ds.SOPInstanceUID), kind, str(ds.SeriesInstanceUID), name)

@@ -158,6 +158,18 @@ def equipment(score: ScoreSummary, node_id: str) -> Equipment:
     return Equipment(MANUFACTURER, MODEL_NAME, [text[:64] for text in versions], node_id[:64])
 
 
+def scoring_parameters(score: ScoreSummary) -> dict[str, str]:
+    """Return by name what an algorithm identification says of how a score was made."""
+    return {
+        "protocol": score.protocol,
+        "encoder": score.encoder,
+        "reference_batch": score.batch_version,
+        "reference_subjects": str(score.n_reference),
+        "threshold": f"{score.threshold:g}",
+        **({"space": score.space} if score.space else {}),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Identifiers:
     """The UIDs of one kind of object made from one score of one series."""

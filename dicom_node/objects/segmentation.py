@@ -25,8 +25,8 @@ from dicom_node.objects import provenance
 from dicom_node.objects.drawing import finding_color
 
 #: PS3.16 CID 7150 and CID 7159; "lesion" of no organ, for the score knows no anatomy
-_CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
-_TYPE = Code("52988006", "SCT", "Lesion")
+CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+TYPE = Code("52988006", "SCT", "Lesion")
 #: CID 7162
 _FAMILY = Code("123110", "DCM", "Artificial Intelligence")
 
@@ -117,8 +117,8 @@ def _segment(
     return hd.seg.SegmentDescription(
         segment_number=finding.rank,
         segment_label=f"Suspected anomaly {finding.rank}",
-        segmented_property_category=_CATEGORY,
-        segmented_property_type=_TYPE,
+        segmented_property_category=CATEGORY,
+        segmented_property_type=TYPE,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm_identification(score),
         tracking_uid=uids.tracking_uid(finding.rank),
@@ -134,12 +134,5 @@ def algorithm_identification(score: ScoreSummary) -> hd.AlgorithmIdentificationS
         family=_FAMILY,
         version=score.fingerprint[:64],
         source=MANUFACTURER,
-        parameters={
-            "protocol": score.protocol,
-            "encoder": score.encoder,
-            "reference_batch": score.batch_version,
-            "reference_subjects": str(score.n_reference),
-            "threshold": f"{score.threshold:g}",
-            **({"space": score.space} if score.space else {}),
-        },
+        parameters=provenance.scoring_parameters(score),
     )

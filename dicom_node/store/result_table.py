@@ -51,7 +51,7 @@ class ResultObject:
     """One DICOM object to be sent, written and durable."""
 
     sop_instance_uid: str
-    #: "SEG" or "SC"
+    #: "SEG", "SC" or "SR"
     kind: str
     series_instance_uid: str
     #: relative to the results folder
@@ -307,6 +307,24 @@ def results_of(db: Connection, score_id: int) -> list[ResultObject]:
         ResultObject(row.sop_instance_uid, row.kind, row.series_instance_uid, row.file_name)
         for row in rows
     ]
+
+
+def earlier_result(db: Connection, uid: str, revision: int, kind: str) -> ResultObject | None:
+    """Return the object of a kind that the latest revision before `revision` has, if any."""
+    row = db.execute(
+        select(result)
+        .join(score, score.c.id == result.c.score_id)
+        .where(
+            score.c.series_instance_uid == uid,
+            score.c.revision < revision,
+            result.c.kind == kind,
+        )
+        .order_by(score.c.revision.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    return ResultObject(row.sop_instance_uid, row.kind, row.series_instance_uid, row.file_name)
 
 
 def series_row(db: Connection, uid: str) -> Row | None:  # type: ignore[type-arg]

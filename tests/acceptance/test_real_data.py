@@ -10,7 +10,11 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from dicom_node.demo import pacs as pacs_module
 from dicom_node.demo.check import lesion_ranks, sort_returned
@@ -220,11 +224,23 @@ def test_the_real_chest_ct_as_it_is_gets_its_overlay(came_back):
     assert len(returned.secondary_captures) > 1
 
 
+def test_a_report_of_every_study_arrives_and_refers_to_its_segmentation(came_back):
+    for kind, _, _, study, stored in came_back:
+        (path,) = objects_of(stored, Comprehensive3DSRStorage)
+        report = hd.sr.srread(path)
+        assert report.StudyInstanceUID == study, kind
+        groups = report.content.get_volumetric_roi_measurement_groups()
+        segmentations = [pydicom.dcmread(p) for p in objects_of(stored, SegmentationStorage)]
+        segments = [s for one in segmentations for s in one.SegmentSequence]
+        assert [group.tracking_uid for group in groups] == [s.TrackingUID for s in segments]
+
+
 def test_dciodvfy_reports_no_error(came_back):
     checked = 0
     for _, _, _, _, stored in came_back:
         captures = objects_of(stored, SecondaryCaptureImageStorage)
-        for path in [*objects_of(stored, SegmentationStorage), *captures[:3]]:
+        reports = objects_of(stored, Comprehensive3DSRStorage)
+        for path in [*objects_of(stored, SegmentationStorage), *reports, *captures[:3]]:
             done = subprocess.run(
                 [require("/usr/bin/dciodvfy"), "-new", str(path)],
                 capture_output=True,

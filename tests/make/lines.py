@@ -1,8 +1,10 @@
 """A whole line in one process: real ledger, inbox and series, a tiny encoder of random weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as nnf
@@ -102,3 +104,16 @@ def receive_series(
         series_table.close_association(db, number, at)
         assert series_table.complete_quiet(db, 0.0, 3600.0, at) == [made[0].SeriesInstanceUID]
     return str(made[0].SeriesInstanceUID)
+
+
+def receive_late_slice(line, seed, at=ledgers.NOON) -> None:
+    """File one slice more of an MR series of `receive_series`, on top, and complete it again."""
+    voxels = head(seed)
+    more = replace(GEOMETRY, n_slices=GEOMETRY.n_slices + 1)
+    late = make_series("MR", more, np.concatenate([voxels, voxels[-1:]]), seed)[-1]
+    number = ledgers.open_association(line.database, at=at)
+    filed = Inbox(line.folders.inbox, 0).file_instance(received(late, association_id=number))
+    ledgers.record(line.database, filed, at=at)
+    with line.database.begin() as db:
+        series_table.close_association(db, number, at)
+        assert series_table.complete_quiet(db, 0.0, 3600.0, at) == [late.SeriesInstanceUID]

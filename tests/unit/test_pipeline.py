@@ -1,6 +1,7 @@
 """What the stages make of a volume and of scores, apart from the worker that runs them."""
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from pydicom.dataset import Dataset
@@ -137,6 +138,48 @@ def test_reporting_twice_makes_the_same_objects_and_queues_each_once(make):
     assert {item.sop_instance_uid for item in due} == {item.sop_instance_uid for item in made}
     assert again == due
     assert all((line.folders.results / item.file_name).exists() for item in made)
+
+
+def test_a_report_goes_with_the_segmentation_and_can_be_switched_off(make):
+    line = make(protocol={"finding_min_volume_ml": 0.0, "finding_threshold": 0.5})
+    uid, _, _, made = report_one(line)
+    assert [item.kind for item in made] == ["SEG", "SR"]
+    segmentation, report = (pydicom.dcmread(line.folders.results / m.file_name) for m in made)
+    assert len(segmentation.SegmentSequence) >= 1
+    assert "PredecessorDocumentsSequence" not in report
+    named = {
+        item.ReferencedSOPInstanceUID
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert segmentation.SOPInstanceUID in named
+    with line.database.read() as db:
+        assert result_table.earlier_result(db, uid, 1, "SR") is None
+        assert result_table.earlier_result(db, uid, 2, "SR") == made[1]
+        assert result_table.earlier_result(db, uid, 2, "SC") is None
+
+
+def test_no_report_where_none_is_wanted(make):
+    line = make(results={"measurement_report": False}, protocol={"finding_min_volume_ml": 0.0})
+    _, _, _, made = report_one(line)
+    assert "SR" not in {item.kind for item in made}
+
+
+def test_the_report_of_a_late_slice_names_the_one_before(make):
+    line = make(protocol={"finding_min_volume_ml": 0.0})
+    uid, _, _, made = report_one(line)
+    (before,) = [item for item in made if item.kind == "SR"]
+    lines.receive_late_slice(line, 0)
+    for stage in (pipeline.tokenize, pipeline.score, pipeline.report):
+        stage(line, uid, quiet)
+    with line.database.read() as db:
+        score_id, _ = result_table.get_score(db, uid, 2)
+        (after,) = [item for item in result_table.results_of(db, score_id) if item.kind == "SR"]
+    report = pydicom.dcmread(line.folders.results / after.file_name)
+    (study,) = report.PredecessorDocumentsSequence
+    (item,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert item.ReferencedSOPInstanceUID == before.sop_instance_uid != after.sop_instance_uid
 
 
 def test_a_protocol_in_shadow_mode_is_reported_and_sent_nowhere(make):

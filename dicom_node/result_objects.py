@@ -1,0 +1,147 @@
+"""A reported score -> its result objects as files: what is configured, durable, and named.
+
+Each is made of the same findings, so that a report refers to the segments beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from dicom_node import durable
+from dicom_node.findings import Finding, LabelMap, ScoreSummary
+from dicom_node.line import Line
+from dicom_node.objects.drawing import Picture
+from dicom_node.objects.measurement_report import make_report
+from dicom_node.objects.overlay import render_summary
+from dicom_node.objects.secondary_capture import make_secondary_captures
+from dicom_node.objects.segmentation import make_segmentation
+from dicom_node.store import result_table
+from dicom_node.store.result_table import ResultObject, Score
+from dicom_node.volume import Volume
+
+
+def write_objects(
+    line: Line,
+    folder: Path,
+    entry: Score,
+    source: Volume,
+    voxel_map: NDArray[np.float32],
+    labels: LabelMap,
+    found: Sequence[Finding],
+    summary: ScoreSummary,
+) -> list[ResultObject]:
+    """Write the configured objects and the summary picture; returns what is to be sent.
+
+    Parameters
+    ----------
+    folder
+        Exists; the score stage has made it.
+    voxel_map, labels
+        (depth, height, width) on the source grid, as `source` is.
+    """
+    picture = render_summary(
+        source.voxels,
+        voxel_map,
+        labels,
+        source.affine,
+        found,
+        summary,
+        modality=str(source.headers[0].get("Modality", "")),
+    )
+    with durable.replacing(folder / "summary.png") as partial:
+        Image.fromarray(picture).save(partial, "PNG")
+    made: list[ResultObject] = []
+    segmentation = None
+    if line.config.results.segmentation:
+        segmentation = _segmentation(line, source, labels, found, summary)
+    if segmentation is not None:
+        made.append(_save_object(segmentation, "SEG", folder / "seg.dcm"))
+    if line.config.results.measurement_report:
+        report_made = _report(line, entry, source, segmentation, found, summary)
+        made.append(_save_object(report_made, "SR", folder / "sr.dcm"))
+    if line.config.results.secondary_capture:
+        made += _write_captures(line, folder, source, voxel_map, labels, picture, summary)
+    return made
+
+
+def _segmentation(
+    line: Line, source: Volume, labels: LabelMap, found: Sequence[Finding], summary: ScoreSummary
+) -> Dataset | None:
+    """Make one SEG with a segment per finding; none where there is no finding."""
+    return make_segmentation(
+        source.headers,
+        labels,
+        found,
+        summary,
+        node_id=line.config.node.node_id,
+        series_number=line.config.results.series_number_segmentation,
+        series_description="dicom_node anomaly SEG (research use only)",
+    )
+
+
+def _report(
+    line: Line,
+    entry: Score,
+    source: Volume,
+    segmentation: Dataset | None,
+    found: Sequence[Finding],
+    summary: ScoreSummary,
+) -> Dataset:
+    """Make the structured report, which names the one of an earlier revision that it supersedes."""
+    with line.database.read() as db:
+        earlier = result_table.earlier_result(db, entry.series_instance_uid, entry.revision, "SR")
+    previous = line.folders.results / earlier.file_name if earlier else None
+    return make_report(
+        source.headers,
+        segmentation,
+        found,
+        summary,
+        node_id=line.config.node.node_id,
+        series_number=line.config.results.series_number_measurement_report,
+        series_description="dicom_node anomaly report (research use only)",
+        previous=pydicom.dcmread(previous) if previous and previous.exists() else None,
+    )
+
+
+def _write_captures(
+    line: Line,
+    folder: Path,
+    source: Volume,
+    voxel_map: NDArray[np.float32],
+    labels: LabelMap,
+    picture: Picture,
+    summary: ScoreSummary,
+) -> list[ResultObject]:
+    """Write the overlay series, the summary picture first."""
+    captures = make_secondary_captures(
+        source.headers,
+        source.voxels,
+        voxel_map,
+        labels,
+        source.affine,
+        picture,
+        summary,
+        node_id=line.config.node.node_id,
+        series_number=line.config.results.series_number_secondary_capture,
+        series_description="dicom_node anomaly overlay (research use only)",
+        slices=line.config.results.secondary_capture_slices,
+    )
+    return [
+        _save_object(capture, "SC", folder / f"sc-{number:04d}.dcm")
+        for number, capture in enumerate(captures, 1)
+    ]
+
+
+def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
+    """Write a Part 10 file (PS3.10 section 7) that is whole or absent."""
+    with durable.replacing(path) as partial:
+        ds.save_as(partial, enforce_file_format=True)
+    name = f"{path.parent.name}/{path.name}"
+    return ResultObject(str(ds.SOPInstanceUID), kind, str(ds.SeriesInstanceUID), name)
