@@ -135,11 +135,14 @@ class Results(Section):
     secondary_capture: bool = True
     #: scores and measurements as a structured report
     measurement_report: bool = True
+    #: the scores of all voxels; as large as two of its source
+    parametric_map: bool = False
     #: overlays of every source slice, or of slices with findings and a margin
     secondary_capture_slices: Literal["all", "findings"] = "findings"
     series_number_segmentation: Annotated[int, Field(ge=1)] = 9001
     series_number_secondary_capture: Annotated[int, Field(ge=1)] = 9100
     series_number_measurement_report: Annotated[int, Field(ge=1)] = 9007
+    series_number_parametric_map: Annotated[int, Field(ge=1)] = 9005
 
 
 class Destination(Section):

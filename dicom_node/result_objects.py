@@ -5,7 +5,8 @@ Each is made of the same findings, so that a report refers to the segments besid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from dicom_node import durable
+from dicom_node import durable, tracking
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.objects.drawing import Picture
 from dicom_node.objects.measurement_report import make_report
 from dicom_node.objects.overlay import render_summary
+from dicom_node.objects.parametric_map import make_parametric_map
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.store import result_table
@@ -58,21 +60,67 @@ def write_objects(
     with durable.replacing(folder / "summary.png") as partial:
         Image.fromarray(picture).save(partial, "PNG")
     made: list[ResultObject] = []
+    earlier = _earlier(line, entry)
+    tracked = earlier.tracking_uids(labels, source.affine)
     segmentation = None
     if line.config.results.segmentation:
-        segmentation = _segmentation(line, source, labels, found, summary)
+        segmentation = _segmentation(line, source, labels, found, summary, tracked)
     if segmentation is not None:
         made.append(_save_object(segmentation, "SEG", folder / "seg.dcm"))
     if line.config.results.measurement_report:
-        report_made = _report(line, entry, source, segmentation, found, summary)
+        report_made = _report(line, source, segmentation, found, summary, earlier, tracked)
         made.append(_save_object(report_made, "SR", folder / "sr.dcm"))
+    if line.config.results.parametric_map:
+        scores = _parametric_map(line, source, voxel_map, summary)
+        made.append(_save_object(scores, "PM", folder / "pm.dcm"))
     if line.config.results.secondary_capture:
         made += _write_captures(line, folder, source, voxel_map, labels, picture, summary)
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What the latest earlier revision of the series has been given, where it is still there."""
+
+    findings: Sequence[Finding] = ()
+    segmentation: Dataset | None = None
+    report: Dataset | None = None
+
+    def tracking_uids(self, labels: LabelMap, affine: NDArray[np.float64]) -> dict[int, str]:
+        """Return by rank the Tracking UIDs of findings that are seen again."""
+        if self.segmentation is None:
+            return {}
+        known = {
+            int(segment.SegmentNumber): str(segment.TrackingUID)
+            for segment in self.segmentation.SegmentSequence
+        }
+        again = tracking.seen_again(self.findings, labels, affine)
+        return {rank: known[before] for rank, before in again.items() if before in known}
+
+
+def _earlier(line: Line, entry: Score) -> _Earlier:
+    """Read what is kept of the revision before."""
+    with line.database.read() as db:
+        number = result_table.earlier_score(db, entry.series_instance_uid, entry.revision)
+        if number is None:
+            return _Earlier()
+        found, objects = result_table.findings_of(db, number), result_table.results_of(db, number)
+    paths = {item.kind: line.folders.results / item.file_name for item in objects}
+    kept = {
+        kind: pydicom.dcmread(paths[kind], stop_before_pixels=True)
+        for kind in ("SEG", "SR")
+        if kind in paths and paths[kind].exists()
+    }
+    return _Earlier(found, kept.get("SEG"), kept.get("SR"))
+
+
 def _segmentation(
-    line: Line, source: Volume, labels: LabelMap, found: Sequence[Finding], summary: ScoreSummary
+    line: Line,
+    source: Volume,
+    labels: LabelMap,
+    found: Sequence[Finding],
+    summary: ScoreSummary,
+    tracked: Mapping[int, str],
 ) -> Dataset | None:
     """Make one SEG with a segment per finding; none where there is no finding."""
     return make_segmentation(
@@ -83,22 +131,36 @@ def _segmentation(
         node_id=line.config.node.node_id,
         series_number=line.config.results.series_number_segmentation,
         series_description="dicom_node anomaly SEG (research use only)",
+        tracked=tracked,
     )
+
+
+def _parametric_map(
+    line: Line, source: Volume, voxel_map: NDArray[np.float32], summary: ScoreSummary
+) -> Dataset:
+    """Make the map of all voxels' scores."""
+    made: Dataset = make_parametric_map(
+        source.headers,
+        voxel_map,
+        summary,
+        node_id=line.config.node.node_id,
+        series_number=line.config.results.series_number_parametric_map,
+        series_description="dicom_node anomaly map (research use only)",
+    )
+    return made
 
 
 def _report(
     line: Line,
-    entry: Score,
     source: Volume,
     segmentation: Dataset | None,
     found: Sequence[Finding],
     summary: ScoreSummary,
+    earlier: _Earlier,
+    tracked: Mapping[int, str],
 ) -> Dataset:
     """Make the structured report, which names the one of an earlier revision that it supersedes."""
-    with line.database.read() as db:
-        earlier = result_table.earlier_result(db, entry.series_instance_uid, entry.revision, "SR")
-    previous = line.folders.results / earlier.file_name if earlier else None
-    return make_report(
+    made: Dataset = make_report(
         source.headers,
         segmentation,
         found,
@@ -106,8 +168,10 @@ def _report(
         node_id=line.config.node.node_id,
         series_number=line.config.results.series_number_measurement_report,
         series_description="dicom_node anomaly report (research use only)",
-        previous=pydicom.dcmread(previous) if previous and previous.exists() else None,
+        tracked=tracked,
+        previous=earlier.report,
     )
+    return made
 
 
 def _write_captures(

@@ -12,7 +12,7 @@ Group), 300 (Measurement), 4019 (Algorithm Identification); PS3.3 C.12.1.1.2 for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import highdicom as hd
 from pydicom.dataset import Dataset
@@ -26,10 +26,7 @@ from dicom_node.identity import MANUFACTURER, MODEL_NAME, RESEARCH_ONLY, derived
 from dicom_node.objects import provenance
 from dicom_node.objects.segmentation import CATEGORY, TYPE
 
-#: no public code means an anomaly score: it is no z-score, though it counts in robust deviations.
-#: A designator that begins with 99 is private (PS3.3 Table 8.2-1)
-_SCHEME = "99DICOMNODE"
-SCORE = Code("anomaly-score", _SCHEME, "Anomaly score")
+_SCHEME, SCORE = provenance.CODING_SCHEME, provenance.SCORE
 PERCENTILE = Code("percentile", _SCHEME, "Percentile among the reference subjects")
 THRESHOLD = Code("threshold", _SCHEME, "Anomaly score from which a region is a finding")
 N_REFERENCE = Code("reference-subjects", _SCHEME, "Number of reference subjects")
@@ -59,6 +56,7 @@ def make_report(
     node_id: str,
     series_number: int,
     series_description: str,
+    tracked: Mapping[int, str] | None = None,
     previous: Dataset | None = None,
 ) -> hd.sr.Comprehensive3DSR:
     """Return the report of a score, not yet a file.
@@ -72,6 +70,8 @@ def make_report(
         is named by the place of its highest score alone.
     findings
         Ranks 1, 2, ... in order.
+    tracked
+        Tracking UIDs of findings that were seen before, by rank.
     previous
         The report that this one supersedes, of the same study.
 
@@ -84,7 +84,7 @@ def make_report(
         raise ObjectError(
             f"{len(findings)} findings, and {len(segmentation.SegmentSequence)} segments"
         )
-    uids = provenance.identifiers(headers, score, "report")
+    uids = provenance.identifiers(headers, score, "report", tracked)
     common = provenance.common_arguments(headers, score, node_id)
     evidence = provenance.sanitized_headers(headers)
     report = hd.sr.Comprehensive3DSR(

@@ -10,9 +10,9 @@ header, and the finished object gets the identity of patient and study back as i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 
@@ -21,6 +21,7 @@ from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 from pydicom.uid import UID
 from pydicom.valuerep import DA, DT, TM, validate_value
 
@@ -39,6 +40,11 @@ from dicom_node.identity import (
 #: a person name with a caret: a single component draws warnings
 CREATOR_NAME = "dicom_node^"
 CHARACTER_SET = "ISO_IR 192"
+
+#: coding scheme of our own (PS3.3 Table 8.2-1: a designator that begins with 99 is private)
+CODING_SCHEME = "99DICOMNODE"
+#: no public code means an anomaly score: it is no z-score, though it counts in robust deviations
+SCORE = Code("anomaly-score", CODING_SCHEME, "Anomaly score")
 
 #: Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), type 2: empty when unknown
 _TYPE_2 = (
@@ -176,6 +182,8 @@ class Identifiers:
 
     #: what they are derived from; the last is the kind
     parts: tuple[str, ...]
+    #: of findings that an earlier revision had already, by rank
+    tracked: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def series_uid(self) -> str:
@@ -191,13 +199,19 @@ class Identifiers:
 
         The kind of object is left out: a segment and a measurement of one finding share it.
         """
-        return derived_uid(*self.parts[:-1], "finding", str(rank))
+        return self.tracked.get(rank) or derived_uid(*self.parts[:-1], "finding", str(rank))
 
 
-def identifiers(headers: Sequence[Dataset], score: ScoreSummary, kind: str) -> Identifiers:
+def identifiers(
+    headers: Sequence[Dataset],
+    score: ScoreSummary,
+    kind: str,
+    tracked: Mapping[int, str] | None = None,
+) -> Identifiers:
     """Derive the UIDs: anything that changes the content makes a new series, a late instance too.
 
-    `kind` is "segmentation" or the like: each has a series of its own.
+    `kind` is "segmentation" or the like: each has a series of its own. `tracked` has the Tracking
+    UIDs of findings that were seen before, by rank.
     """
     members = "\n".join(sorted(str(ds.SOPInstanceUID) for ds in headers))
     return Identifiers(
@@ -208,7 +222,8 @@ def identifiers(headers: Sequence[Dataset], score: ScoreSummary, kind: str) -> I
             score.batch_version,
             repr(float(score.threshold)),
             kind,
-        )
+        ),
+        tracked or {},
     )
 
 

@@ -10,7 +10,7 @@ PS3.3 A.51 (Segmentation IOD), C.8.20.2 (Segmentation Image module).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import highdicom as hd
 import numpy as np
@@ -40,6 +40,7 @@ def make_segmentation(
     node_id: str,
     series_number: int,
     series_description: str,
+    tracked: Mapping[int, str] | None = None,
 ) -> hd.seg.Segmentation | None:
     """(depth, height, width) ranks -> Segmentation; None without findings.
 
@@ -54,6 +55,8 @@ def make_segmentation(
         Ranks 1, 2, ... in order, each with at least one voxel; rank is segment number.
     series_description
         Cut off at the 64 characters of its value representation.
+    tracked
+        Tracking UIDs of findings that were seen before, by rank.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def make_segmentation(
     if not findings:
         return None
     _check_labels(headers, labels, findings)
-    uids = provenance.identifiers(headers, score, "segmentation")
+    uids = provenance.identifiers(headers, score, "segmentation", tracked)
     segmentation = hd.seg.Segmentation(
         source_images=provenance.sanitized_headers(headers),
         pixel_array=labels,

@@ -51,7 +51,7 @@ class ResultObject:
     """One DICOM object to be sent, written and durable."""
 
     sop_instance_uid: str
-    #: "SEG", "SC" or "SR"
+    #: "SEG", "SR", "PM" or "SC"
     kind: str
     series_instance_uid: str
     #: relative to the results folder
@@ -309,22 +309,16 @@ def results_of(db: Connection, score_id: int) -> list[ResultObject]:
     ]
 
 
-def earlier_result(db: Connection, uid: str, revision: int, kind: str) -> ResultObject | None:
-    """Return the object of a kind that the latest revision before `revision` has, if any."""
-    row = db.execute(
-        select(result)
-        .join(score, score.c.id == result.c.score_id)
-        .where(
-            score.c.series_instance_uid == uid,
-            score.c.revision < revision,
-            result.c.kind == kind,
-        )
+def earlier_score(db: Connection, uid: str, revision: int) -> int | None:
+    """Return the number of the latest score of the series before `revision`, None without one."""
+    found = (
+        select(score.c.id)
+        .where(score.c.series_instance_uid == uid, score.c.revision < revision)
         .order_by(score.c.revision.desc())
         .limit(1)
-    ).one_or_none()
-    if row is None:
-        return None
-    return ResultObject(row.sop_instance_uid, row.kind, row.series_instance_uid, row.file_name)
+    )
+    number = db.execute(found).scalar_one_or_none()
+    return None if number is None else int(number)
 
 
 def series_row(db: Connection, uid: str) -> Row | None:  # type: ignore[type-arg]

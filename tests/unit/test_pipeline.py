@@ -140,9 +140,9 @@ def test_reporting_twice_makes_the_same_objects_and_queues_each_once(make):
     assert all((line.folders.results / item.file_name).exists() for item in made)
 
 
-def test_a_report_goes_with_the_segmentation_and_can_be_switched_off(make):
+def test_a_report_goes_with_the_segmentation(make):
     line = make(protocol={"finding_min_volume_ml": 0.0, "finding_threshold": 0.5})
-    uid, _, _, made = report_one(line)
+    _, _, _, made = report_one(line)
     assert [item.kind for item in made] == ["SEG", "SR"]
     segmentation, report = (pydicom.dcmread(line.folders.results / m.file_name) for m in made)
     assert len(segmentation.SegmentSequence) >= 1
@@ -154,10 +154,16 @@ def test_a_report_goes_with_the_segmentation_and_can_be_switched_off(make):
         for item in series.ReferencedSOPSequence
     }
     assert segmentation.SOPInstanceUID in named
-    with line.database.read() as db:
-        assert result_table.earlier_result(db, uid, 1, "SR") is None
-        assert result_table.earlier_result(db, uid, 2, "SR") == made[1]
-        assert result_table.earlier_result(db, uid, 2, "SC") is None
+
+
+def test_a_parametric_map_is_made_where_it_is_asked_for(make):
+    line = make(results={"parametric_map": True}, protocol={"finding_min_volume_ml": 0.0})
+    _, _, due, made = report_one(line)
+    (item,) = [item for item in made if item.kind == "PM"]
+    assert item.sop_instance_uid in {one.sop_instance_uid for one in due}
+    ds = pydicom.dcmread(line.folders.results / item.file_name)
+    assert ds.NumberOfFrames == lines.GEOMETRY.n_slices
+    assert ds.SeriesNumber == 9005
 
 
 def test_no_report_where_none_is_wanted(make):
@@ -166,16 +172,22 @@ def test_no_report_where_none_is_wanted(make):
     assert "SR" not in {item.kind for item in made}
 
 
-def test_the_report_of_a_late_slice_names_the_one_before(make):
-    line = make(protocol={"finding_min_volume_ml": 0.0})
+def test_after_a_late_slice_findings_keep_their_names_and_the_report_its_predecessor(make):
+    line = make(protocol={"finding_min_volume_ml": 0.0, "finding_threshold": 0.5})
     uid, _, _, made = report_one(line)
-    (before,) = [item for item in made if item.kind == "SR"]
+    old, before = made
     lines.receive_late_slice(line, 0)
     for stage in (pipeline.tokenize, pipeline.score, pipeline.report):
         stage(line, uid, quiet)
     with line.database.read() as db:
         score_id, _ = result_table.get_score(db, uid, 2)
-        (after,) = [item for item in result_table.results_of(db, score_id) if item.kind == "SR"]
+        new, after = result_table.results_of(db, score_id)
+    names, again = (
+        {segment.TrackingUID for segment in pydicom.dcmread(path).SegmentSequence}
+        for path in (line.folders.results / item.file_name for item in (old, new))
+    )
+    assert names & again
+    assert old.sop_instance_uid != new.sop_instance_uid
     report = pydicom.dcmread(line.folders.results / after.file_name)
     (study,) = report.PredecessorDocumentsSequence
     (item,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
