@@ -64,6 +64,8 @@ class Completion(Section):
 
     #: nothing came for this long, and no association that carried it is open
     quiet: Seconds = 30.0
+    #: the same of a series in which slices are missing between others
+    gap_quiet: Seconds = 900.0
     #: so long after its first instance whatever else: a peer may never close
     cap: Seconds = 5400.0
 

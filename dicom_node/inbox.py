@@ -29,6 +29,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
 from dicom_node import durable
+from dicom_node.arrival import slice_of
 from dicom_node.errors import DataSetMismatch, InboxFull, UnreadableDataSet
 from dicom_node.identity import IMPLEMENTATION_CLASS_UID
 from dicom_node.series import FiledInstance, ReceivedInstance
@@ -38,6 +39,9 @@ _SOP_INSTANCE = 0x00080018
 _MODALITY = 0x00080060
 _STUDY = 0x0020000D
 _SERIES = 0x0020000E
+_POSITION = 0x00200032
+_ORIENTATION = 0x00200037
+_IN_ACQUISITION = 0x00201002
 _SAMPLES = 0x00280002
 _PHOTOMETRIC = 0x00280004
 _FRAMES = 0x00280008
@@ -50,6 +54,7 @@ _KEPT: list[BaseTag | int] = [
     BaseTag(tag)
     for tag in (
         *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES),
+        *(_POSITION, _ORIENTATION, _IN_ACQUISITION),
         *(_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS),
     )
 ]
@@ -138,6 +143,11 @@ class _Header:
             raise UnreadableDataSet("NumberOfFrames is not a number")
         return int(text)
 
+    def n_in_acquisition(self) -> int | None:
+        """Return Images in Acquisition (0020,1002), an IS; None where it is absent or no number."""
+        text = self.text(_IN_ACQUISITION)
+        return int(text) if text.isdigit() and 0 < len(text) <= 9 else None
+
 
 class Inbox:
     """The folder of received instances: ``<first two digits>/<SHA-256 of the data set>.dcm``.
@@ -194,6 +204,8 @@ class Inbox:
             sha256=digest,
             association_id=received.association_id,
             calling_ae_title=received.calling_ae_title,
+            slice=slice_of(header.text(_POSITION), header.text(_ORIENTATION)),
+            n_expected=header.n_in_acquisition(),
         )
 
     def _check_space(self, n_bytes: int) -> None:

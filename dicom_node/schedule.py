@@ -77,10 +77,11 @@ class Duties:
 
     def complete(self) -> None:
         """Close the series that are complete and queue their first stage."""
-        rule = self._config.completion
+        times = self._config.completion
+        rule = series_table.Rule(times.quiet, times.cap, times.gap_quiet)
         try:
             with self._database.begin() as db:
-                closed = series_table.complete_quiet(db, rule.quiet, rule.cap, clock.now())
+                closed = series_table.complete_due(db, rule, clock.now())
         except DatabaseUnavailable as error:
             _log.warning("completion put off: %s", error)
             return

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from dicom_node.arrival import Slice
+
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInstance:
@@ -46,6 +48,10 @@ class FiledInstance:
     sha256: str
     association_id: int
     calling_ae_title: str
+    #: where its slice lies, None where it does not say
+    slice: Slice | None = None
+    #: Images in Acquisition (0020,1002), None where it does not say
+    n_expected: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,15 @@ instance reopens the series under its next revision, and everything after is don
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
+from dicom_node.arrival import Slice, has_gap
 from dicom_node.jobs import JobState
 from dicom_node.series import FiledInstance, Series
 from dicom_node.store import job_table
@@ -22,6 +24,8 @@ from dicom_node.store.tables import association, carried, instance, job, refusal
 
 #: states of a series
 RECEIVING, COMPLETE = "receiving", "complete"
+#: a count of fewer is of one acquisition among several: a localizer, an image of its own
+_LEAST_TOLD = 8
 
 
 def open_association(db: Connection, calling_ae_title: str, peer_host: str, at: datetime) -> int:
@@ -89,6 +93,9 @@ def record_instance(db: Connection, filed: FiledInstance, at: datetime) -> bool:
             sha256=filed.sha256,
             calling_ae_title=filed.calling_ae_title,
             received=moment,
+            along_mm=filed.slice.along_mm if filed.slice else None,
+            plane=filed.slice.plane if filed.slice else None,
+            n_expected=filed.n_expected,
         )
         .on_conflict_do_nothing()
     ).rowcount
@@ -139,12 +146,25 @@ def _count_instance(db: Connection, uid: str, moment: str) -> None:
     )
 
 
-def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a series is complete; seconds."""
+
+    #: nothing came for this long, and no association that carried it is open
+    quiet_s: float
+    #: so long after its first instance whatever else
+    cap_s: float
+    #: the quiet time of a series in which slices are missing between others
+    gap_quiet_s: float = 0.0
+
+
+def complete_due(db: Connection, rule: Rule, at: datetime) -> list[str]:
     """Close every series that is complete at `at` and queue its first job; returns their UIDs.
 
-    Complete is: quiet for `quiet_s` and no association that carried it is open; or `cap_s` after
-    its first instance, whatever else. The association is the better sign, the quiet time bridges
-    senders that open one per instance, and the cap answers those that never close theirs.
+    Complete is: quiet for `quiet_s`, no association that carried it open and no slice missing
+    between others; or as many as its sender says there are; or `cap_s` after its first instance,
+    whatever else. The association is the better sign, the quiet time bridges senders that open one
+    per instance, and the cap answers those that never close theirs.
     """
     still_open = (
         select(carried.c.association_id)
@@ -155,13 +175,19 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
         )
         .exists()
     )
-    quiet = (series.c.last_received <= clock.stamp(at - timedelta(seconds=quiet_s))) & ~still_open
-    capped = series.c.first_received <= clock.stamp(at - timedelta(seconds=cap_s))
-    due = db.execute(
-        select(series.c.series_instance_uid, series.c.revision)
-        .where(series.c.state == RECEIVING, quiet | capped, series.c.n_instances > 0)
+    quiet = _before(series.c.last_received, rule.quiet_s, at) & ~still_open
+    capped = _before(series.c.first_received, rule.cap_s, at)
+    long_quiet = _before(series.c.last_received, rule.gap_quiet_s, at)
+    receiving = db.execute(
+        select(
+            *(series.c.series_instance_uid, series.c.revision, series.c.n_instances),
+            quiet.label("quiet"),
+            (capped | (quiet & long_quiet)).label("over"),
+        )
+        .where(series.c.state == RECEIVING, series.c.n_instances > 0)
         .order_by(series.c.first_received)
     ).all()
+    due = [row for row in receiving if row.over or _is_whole(db, row)]
     for row in due:
         db.execute(
             update(series)
@@ -170,6 +196,27 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
         )
         job_table.enqueue_first(db, row.series_instance_uid, row.revision, at)
     return [row.series_instance_uid for row in due]
+
+
+def _before(moment: Column[str], seconds: float, at: datetime) -> ColumnElement[bool]:
+    """Tell that a moment is so long ago."""
+    return moment <= clock.stamp(at - timedelta(seconds=seconds))
+
+
+def _is_whole(db: Connection, row: Row) -> bool:  # type: ignore[type-arg]
+    """Return whether a series that is quiet, or has as many as its sender says, has no gap."""
+    of_series = instance.c.series_instance_uid == row.series_instance_uid
+    if not row.quiet:
+        told = instance.c.n_expected
+        asked = select(func.min(told), func.max(told), func.count(told)).where(of_series)
+        if {*db.execute(asked).one()} != {row.n_instances} or row.n_instances < _LEAST_TOLD:
+            return False
+    places = db.execute(
+        select(instance.c.along_mm, instance.c.plane).where(
+            of_series, instance.c.plane.is_not(None)
+        )
+    )
+    return not has_gap([Slice(place.along_mm, place.plane) for place in places])
 
 
 def set_protocol(db: Connection, uid: str, protocol: str) -> None:

@@ -91,6 +91,10 @@ instance = Table(
     Column("sha256", String, nullable=False),
     Column("calling_ae_title", String, nullable=False),
     Column("received", String, nullable=False),
+    #: where its slice lies, and how many images its sender says there are; null: it does not say
+    Column("along_mm", Float),
+    Column("plane", String),
+    Column("n_expected", Integer),
 )
 
 #: which associations carried a series: it is not complete while one of them is open

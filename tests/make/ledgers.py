@@ -81,7 +81,7 @@ def complete_series(database, uid, at=NOON, *, number=1) -> None:
     record(database, filed(number, uid, association_id), at=at)
     with database.begin() as db:
         series_table.close_association(db, association_id, at)
-        assert uid in series_table.complete_quiet(db, 0.0, 3600.0, at)
+        assert uid in series_table.complete_due(db, series_table.Rule(0.0, 3600.0), at)
 
 
 def enqueue(database, uid, stage, *, priority=0, revision=1, protocol=None, at=NOON) -> int:

@@ -102,7 +102,9 @@ def receive_series(
     ledgers.record(line.database, *filed, at=at)
     with line.database.begin() as db:
         series_table.close_association(db, number, at)
-        assert series_table.complete_quiet(db, 0.0, 3600.0, at) == [made[0].SeriesInstanceUID]
+        assert series_table.complete_due(db, series_table.Rule(0.0, 3600.0), at) == [
+            made[0].SeriesInstanceUID
+        ]
     return str(made[0].SeriesInstanceUID)
 
 
@@ -116,4 +118,6 @@ def receive_late_slice(line, seed, at=ledgers.NOON) -> None:
     ledgers.record(line.database, filed, at=at)
     with line.database.begin() as db:
         series_table.close_association(db, number, at)
-        assert series_table.complete_quiet(db, 0.0, 3600.0, at) == [late.SeriesInstanceUID]
+        assert series_table.complete_due(db, series_table.Rule(0.0, 3600.0), at) == [
+            late.SeriesInstanceUID
+        ]

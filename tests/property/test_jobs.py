@@ -69,7 +69,7 @@ class Node(RuleBasedStateMachine):
     @rule()
     def series_are_completed(self):
         with self.transaction() as db:
-            series_table.complete_quiet(db, 0.0, 300.0, after(self.now))
+            series_table.complete_due(db, series_table.Rule(0.0, 300.0), after(self.now))
 
     @holds(JobState.QUEUED)
     @rule(worker=st.sampled_from(WORKERS))

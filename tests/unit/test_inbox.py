@@ -70,6 +70,21 @@ def test_file_meta_is_what_pydicom_would_write(inbox, tmp_path):
     assert content[132 : 132 + len(out.getvalue())] == out.getvalue()
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
+def test_the_place_of_a_slice_and_the_count_are_read(inbox, syntax):
+    ds = make_instance(index=2, ImagesInAcquisition=12)
+    filed = inbox.file_instance(received(ds, syntax))
+    assert filed.slice.along_mm == pytest.approx(float(ds.ImagePositionPatient[2]))
+    assert filed.n_expected == 12
+
+
+def test_an_image_that_does_not_say_where_it_lies_is_filed_all_the_same(inbox):
+    ds = make_instance(ImagesInAcquisition="")
+    del ds.ImagePositionPatient
+    filed = inbox.file_instance(received(ds))
+    assert (filed.slice, filed.n_expected) == (None, None)
+
+
 def test_filing_twice_is_filing_once(inbox, tmp_path):
     arrived = received(make_instance())
     first = inbox.file_instance(arrived)

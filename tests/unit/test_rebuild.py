@@ -423,7 +423,7 @@ def receive_body(line, seed):
     ledgers.record(line.database, *filed)
     with line.database.begin() as db:
         series_table.close_association(db, number, clock.now())
-        assert series_table.complete_quiet(db, 0.0, 3600.0, clock.now())
+        assert series_table.complete_due(db, series_table.Rule(0.0, 3600.0), clock.now())
     return str(made[0].SeriesInstanceUID)
 
 

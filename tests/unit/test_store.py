@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from dicom_node.arrival import Slice
 from dicom_node.errors import DatabaseUnavailable, StoreError
 from dicom_node.jobs import JobState, Stage
 from dicom_node.store import job_table, series_table
@@ -180,7 +181,7 @@ def test_sending_a_complete_series_again_changes_nothing(database):
 
 def complete(database, at):
     with database.begin() as db:
-        return series_table.complete_quiet(db, QUIET_S, CAP_S, at)
+        return series_table.complete_due(db, series_table.Rule(QUIET_S, CAP_S), at)
 
 
 def close(database, number, at):
@@ -236,6 +237,63 @@ def test_the_cap_completes_a_series_whose_association_never_ends(database):
     record(database, filed(3), at=after(CAP_S + 1))
     assert complete(database, after(2 * CAP_S)) == []
     assert complete(database, after(2 * CAP_S + 1)) == ["1.2.1"]
+
+
+GAP_S = 300.0
+
+
+def complete_looking(database, at):
+    """As `complete`, with an eye on gaps."""
+    with database.begin() as db:
+        return series_table.complete_due(db, series_table.Rule(QUIET_S, CAP_S, GAP_S), at)
+
+
+def at_mm(number, place, **changes):
+    return filed(number, slice=Slice(float(place), "0\\0\\1"), **changes)
+
+
+def test_a_series_with_a_gap_waits_longer_for_the_missing_slice(database):
+    number = open_association(database)
+    record(database, *(at_mm(n, n) for n in (1, 2, 3, 5, 6)))
+    close(database, number, NOON)
+    assert complete_looking(database, after(QUIET_S)) == []
+    record(database, at_mm(4, 4), at=after(QUIET_S + 1))
+    assert complete_looking(database, after(2 * QUIET_S)) == []
+    assert complete_looking(database, after(2 * QUIET_S + 1)) == ["1.2.1"]
+    assert load(database).revision == 1
+
+
+def test_a_gap_that_is_never_filled_does_not_keep_a_series_for_ever(database):
+    number = open_association(database)
+    record(database, *(at_mm(n, n) for n in (1, 2, 3, 5, 6)))
+    close(database, number, NOON)
+    assert complete_looking(database, after(GAP_S - 1)) == []
+    assert complete_looking(database, after(GAP_S)) == ["1.2.1"]
+
+
+def test_slices_that_do_not_say_where_they_lie_wait_for_nothing(database):
+    number = open_association(database)
+    record(database, *(filed(n) for n in (1, 2, 3, 5, 6)))
+    close(database, number, NOON)
+    assert complete_looking(database, after(QUIET_S)) == ["1.2.1"]
+
+
+def test_as_many_as_the_sender_says_there_are_need_no_quiet_time(database):
+    open_association(database)
+    record(database, *(at_mm(n, n, n_expected=9) for n in range(1, 9)))
+    assert complete_looking(database, NOON) == []
+    record(database, at_mm(9, 9, n_expected=9))
+    assert complete_looking(database, NOON) == ["1.2.1"]
+
+
+def test_a_count_that_differs_or_leaves_a_gap_ends_nothing_early(database):
+    open_association(database)
+    record(database, *(at_mm(n, n, n_expected=9) for n in range(1, 9)))
+    record(database, at_mm(9, 12, n_expected=9))
+    assert complete_looking(database, NOON) == []
+    record(database, *(filed(n, "1.2.2", n_expected=8 + n // 8) for n in range(1, 9)))
+    record(database, *(filed(n, "1.2.3", n_expected=3) for n in range(1, 4)))
+    assert complete_looking(database, NOON) == []
 
 
 def test_a_receiver_that_starts_ends_what_its_killed_predecessor_left_open(database):
