@@ -139,12 +139,18 @@ class Results(Section):
     measurement_report: bool = True
     #: the scores of all voxels; as large as two of its source
     parametric_map: bool = False
+    #: outlines over the source, for viewers without segmentations
+    presentation_state: bool = False
+    #: a bookmark of the summary, each finding's highest slice and the segmentation
+    key_objects: bool = False
     #: overlays of every source slice, or of slices with findings and a margin
     secondary_capture_slices: Literal["all", "findings"] = "findings"
     series_number_segmentation: Annotated[int, Field(ge=1)] = 9001
     series_number_secondary_capture: Annotated[int, Field(ge=1)] = 9100
     series_number_measurement_report: Annotated[int, Field(ge=1)] = 9007
     series_number_parametric_map: Annotated[int, Field(ge=1)] = 9005
+    series_number_presentation_state: Annotated[int, Field(ge=1)] = 9008
+    series_number_key_objects: Annotated[int, Field(ge=1)] = 9009
 
 
 class Destination(Section):

@@ -28,7 +28,7 @@ from dicom_node.findings import ScoreSummary
 from dicom_node.line import Line
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
-from dicom_node.result_objects import write_objects
+from dicom_node.result_objects import Found, write_objects
 from dicom_node.scanner import scanner_of, software_of
 from dicom_node.scoring import BatchScores, all_scores, percentile_among, score_against
 from dicom_node.store import (
@@ -220,9 +220,8 @@ def report(line: Line, uid: str, progress: Progress) -> str:
         max_findings=claimed.max_findings,
     )
     progress(0.5)
-    made = write_objects(
-        line, score_folder(line, entry), entry, source, voxel_map, labels, found, summary
-    )
+    shown = Found(source, voxel_map, labels, found, summary)
+    made = write_objects(line, score_folder(line, entry), entry, shown)
     destinations = [d.name for d in line.config.destination] if claimed.mode == "live" else []
     with line.database.begin() as db:
         result_table.record_results(db, score_id, found, made, destinations, clock.now())

@@ -5,9 +5,10 @@ Each is made of the same findings, so that a report refers to the segments besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pydicom
@@ -16,12 +17,15 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_node import durable, tracking
+from dicom_node.config import Results
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.objects.drawing import Picture
+from dicom_node.objects.key_objects import make_key_objects
 from dicom_node.objects.measurement_report import make_report
-from dicom_node.objects.overlay import render_summary
+from dicom_node.objects.overlay import default_window, render_summary
 from dicom_node.objects.parametric_map import make_parametric_map
+from dicom_node.objects.presentation_state import make_presentation_state
 from dicom_node.objects.secondary_capture import make_secondary_captures
 from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.store import result_table
@@ -29,53 +33,60 @@ from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.volume import Volume
 
 
-def write_objects(
-    line: Line,
-    folder: Path,
-    entry: Score,
-    source: Volume,
-    voxel_map: NDArray[np.float32],
-    labels: LabelMap,
-    found: Sequence[Finding],
-    summary: ScoreSummary,
-) -> list[ResultObject]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the report stage has found in one volume."""
+
+    source: Volume
+    #: (depth, height, width) calibrated scores and ranks, on the grid of `source`
+    voxel_map: NDArray[np.float32]
+    labels: LabelMap
+    findings: Sequence[Finding]
+    score: ScoreSummary
+
+    @property
+    def modality(self) -> str:
+        """Return what kind of image it is, empty where it does not say."""
+        return str(self.source.headers[0].get("Modality", ""))
+
+    def peak_slices(self) -> set[int]:
+        """Return the slices that hold the highest score of a finding, from 0."""
+        inverse = np.linalg.inv(self.source.affine)
+        peaks = [(inverse @ [*finding.peak_mm, 1.0])[0] for finding in self.findings]
+        return {round(float(at)) for at in peaks}
+
+
+def write_objects(line: Line, folder: Path, entry: Score, found: Found) -> list[ResultObject]:
     """Write the configured objects and the summary picture; returns what is to be sent.
 
-    Parameters
-    ----------
-    folder
-        Exists; the score stage has made it.
-    voxel_map, labels
-        (depth, height, width) on the source grid, as `source` is.
+    `folder` exists: the score stage has made it.
     """
     picture = render_summary(
-        source.voxels,
-        voxel_map,
-        labels,
-        source.affine,
-        found,
-        summary,
-        modality=str(source.headers[0].get("Modality", "")),
+        found.source.voxels,
+        found.voxel_map,
+        found.labels,
+        found.source.affine,
+        found.findings,
+        found.score,
+        modality=found.modality,
     )
     with durable.replacing(folder / "summary.png") as partial:
         Image.fromarray(picture).save(partial, "PNG")
-    made: list[ResultObject] = []
     earlier = _earlier(line, entry)
-    tracked = earlier.tracking_uids(labels, source.affine)
-    segmentation = None
-    if line.config.results.segmentation:
-        segmentation = _segmentation(line, source, labels, found, summary, tracked)
-    if segmentation is not None:
-        made.append(_save_object(segmentation, "SEG", folder / "seg.dcm"))
-    if line.config.results.measurement_report:
-        report_made = _report(line, source, segmentation, found, summary, earlier, tracked)
-        made.append(_save_object(report_made, "SR", folder / "sr.dcm"))
-    if line.config.results.parametric_map:
-        scores = _parametric_map(line, source, voxel_map, summary)
-        made.append(_save_object(scores, "PM", folder / "pm.dcm"))
-    if line.config.results.secondary_capture:
-        made += _write_captures(line, folder, source, voxel_map, labels, picture, summary)
-    return made
+    tracked = earlier.tracking_uids(found.labels, found.source.affine)
+    maker = _Maker(line.config.results, line.config.node.node_id, found, earlier, tracked)
+    return [_save_object(ds, kind, folder / name) for ds, kind, name in maker.objects(picture)]
+
+
+def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
+    """Write a Part 10 file (PS3.10 section 7) that is whole or absent."""
+    with durable.replacing(path) as partial:
+        ds.save_as(partial, enforce_file_format=True)
+    name = f"{path.parent.name}/{path.name}"
+    return ResultObject(str(ds.SOPInstanceUID), kind, str(ds.SeriesInstanceUID), name)
+
+
+# --- an earlier revision ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,98 +125,136 @@ def _earlier(line: Line, entry: Score) -> _Earlier:
     return _Earlier(found, kept.get("SEG"), kept.get("SR"))
 
 
-def _segmentation(
-    line: Line,
-    source: Volume,
-    labels: LabelMap,
-    found: Sequence[Finding],
-    summary: ScoreSummary,
-    tracked: Mapping[int, str],
-) -> Dataset | None:
-    """Make one SEG with a segment per finding; none where there is no finding."""
-    return make_segmentation(
-        source.headers,
-        labels,
-        found,
-        summary,
-        node_id=line.config.node.node_id,
-        series_number=line.config.results.series_number_segmentation,
-        series_description="dicom_node anomaly SEG (research use only)",
-        tracked=tracked,
-    )
+# --- objects ------------------------------------------------------------------------------------
 
 
-def _parametric_map(
-    line: Line, source: Volume, voxel_map: NDArray[np.float32], summary: ScoreSummary
-) -> Dataset:
-    """Make the map of all voxels' scores."""
-    made: Dataset = make_parametric_map(
-        source.headers,
-        voxel_map,
-        summary,
-        node_id=line.config.node.node_id,
-        series_number=line.config.results.series_number_parametric_map,
-        series_description="dicom_node anomaly map (research use only)",
-    )
-    return made
+class _Named(TypedDict):
+    """What every object is called by."""
+
+    node_id: str
+    series_number: int
+    series_description: str
 
 
-def _report(
-    line: Line,
-    source: Volume,
-    segmentation: Dataset | None,
-    found: Sequence[Finding],
-    summary: ScoreSummary,
-    earlier: _Earlier,
-    tracked: Mapping[int, str],
-) -> Dataset:
-    """Make the structured report, which names the one of an earlier revision that it supersedes."""
-    made: Dataset = make_report(
-        source.headers,
-        segmentation,
-        found,
-        summary,
-        node_id=line.config.node.node_id,
-        series_number=line.config.results.series_number_measurement_report,
-        series_description="dicom_node anomaly report (research use only)",
-        tracked=tracked,
-        previous=earlier.report,
-    )
-    return made
+@dataclass(slots=True)
+class _Maker:
+    """Makes the objects of one score, one in memory at a time but for the segmentation."""
 
+    results: Results
+    node_id: str
+    found: Found
+    earlier: _Earlier
+    #: Tracking UIDs of findings that were seen before, by rank
+    tracked: Mapping[int, str]
+    #: headers of what is worth a look of all that was made
+    _key_objects: list[Dataset] = field(default_factory=list)
 
-def _write_captures(
-    line: Line,
-    folder: Path,
-    source: Volume,
-    voxel_map: NDArray[np.float32],
-    labels: LabelMap,
-    picture: Picture,
-    summary: ScoreSummary,
-) -> list[ResultObject]:
-    """Write the overlay series, the summary picture first."""
-    captures = make_secondary_captures(
-        source.headers,
-        source.voxels,
-        voxel_map,
-        labels,
-        source.affine,
-        picture,
-        summary,
-        node_id=line.config.node.node_id,
-        series_number=line.config.results.series_number_secondary_capture,
-        series_description="dicom_node anomaly overlay (research use only)",
-        slices=line.config.results.secondary_capture_slices,
-    )
-    return [
-        _save_object(capture, "SC", folder / f"sc-{number:04d}.dcm")
-        for number, capture in enumerate(captures, 1)
-    ]
+    def objects(self, picture: Picture) -> Iterator[tuple[Dataset, str, str]]:
+        """Yield each configured object, its kind, and the name of its file."""
+        segmentation = self._segmentation() if self.results.segmentation else None
+        if segmentation is not None:
+            yield segmentation, "SEG", "seg.dcm"
+            self._keep(segmentation)
+        if self.results.measurement_report:
+            yield self._report(segmentation), "SR", "sr.dcm"
+        if self.results.parametric_map:
+            yield self._parametric_map(), "PM", "pm.dcm"
+        outlines = self._presentation_state() if self.results.presentation_state else None
+        if outlines is not None:
+            yield outlines, "PR", "pr.dcm"
+        if self.results.secondary_capture:
+            yield from self._captures(picture)
+        selection = self._selection() if self.results.key_objects else None
+        if selection is not None:
+            yield selection, "KO", "ko.dcm"
 
+    def _named(self, number: int, what: str) -> _Named:
+        """Return what every object is called by."""
+        return {
+            "node_id": self.node_id,
+            "series_number": number,
+            "series_description": f"dicom_node anomaly {what} (research use only)",
+        }
 
-def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
-    """Write a Part 10 file (PS3.10 section 7) that is whole or absent."""
-    with durable.replacing(path) as partial:
-        ds.save_as(partial, enforce_file_format=True)
-    name = f"{path.parent.name}/{path.name}"
-    return ResultObject(str(ds.SOPInstanceUID), kind, str(ds.SeriesInstanceUID), name)
+    def _keep(self, ds: Dataset) -> None:
+        """Keep the header of an object that is worth a look; it has been written."""
+        kept = Dataset()
+        kept.update({element.tag: element for element in ds if element.keyword != "PixelData"})
+        self._key_objects.append(kept)
+
+    def _segmentation(self) -> Dataset | None:
+        """Make one SEG with a segment per finding; none where there is no finding."""
+        return make_segmentation(
+            self.found.source.headers,
+            self.found.labels,
+            self.found.findings,
+            self.found.score,
+            tracked=self.tracked,
+            **self._named(self.results.series_number_segmentation, "SEG"),
+        )
+
+    def _report(self, segmentation: Dataset | None) -> Dataset:
+        """Make the structured report, which names the earlier one that it supersedes."""
+        made: Dataset = make_report(
+            self.found.source.headers,
+            segmentation,
+            self.found.findings,
+            self.found.score,
+            tracked=self.tracked,
+            previous=self.earlier.report,
+            **self._named(self.results.series_number_measurement_report, "report"),
+        )
+        return made
+
+    def _parametric_map(self) -> Dataset:
+        """Make the map of all voxels' scores."""
+        made: Dataset = make_parametric_map(
+            self.found.source.headers,
+            self.found.voxel_map,
+            self.found.score,
+            **self._named(self.results.series_number_parametric_map, "map"),
+        )
+        return made
+
+    def _presentation_state(self) -> Dataset | None:
+        """Make the outlines over the source; none where there is no finding."""
+        return make_presentation_state(
+            self.found.source.headers,
+            self.found.labels,
+            self.found.findings,
+            self.found.score,
+            window=default_window(self.found.source.voxels, self.found.modality),
+            tracked=self.tracked,
+            **self._named(self.results.series_number_presentation_state, "outlines"),
+        )
+
+    def _captures(self, picture: Picture) -> Iterator[tuple[Dataset, str, str]]:
+        """Make the overlay series, the summary picture first."""
+        captures = make_secondary_captures(
+            self.found.source.headers,
+            self.found.source.voxels,
+            self.found.voxel_map,
+            self.found.labels,
+            self.found.source.affine,
+            picture,
+            self.found.score,
+            slices=self.results.secondary_capture_slices,
+            **self._named(self.results.series_number_secondary_capture, "overlay"),
+        )
+        # slice k is instance k + 2, after the summary
+        wanted = {1, *(at + 2 for at in self.found.peak_slices())}
+        for number, capture in enumerate(captures, 1):
+            yield capture, "SC", f"sc-{number:04d}.dcm"
+            if self.results.key_objects and int(capture.InstanceNumber) in wanted:
+                self._keep(capture)
+
+    def _selection(self) -> Dataset | None:
+        """Make the bookmark: the summary, each finding's highest slice, the segmentation."""
+        if not self.found.findings:
+            return None
+        return make_key_objects(
+            self.found.source.headers,
+            self._key_objects,
+            self.found.score,
+            **self._named(self.results.series_number_key_objects, "key objects"),
+        )

@@ -22,7 +22,7 @@ from pydicom.sr.coding import Code
 from dicom_node import __version__
 from dicom_node.errors import ObjectError
 from dicom_node.findings import Finding, ScoreSummary
-from dicom_node.identity import MANUFACTURER, MODEL_NAME, RESEARCH_ONLY, derived_uid
+from dicom_node.identity import MANUFACTURER, MODEL_NAME, RESEARCH_ONLY
 from dicom_node.objects import provenance
 from dicom_node.objects.segmentation import CATEGORY, TYPE
 
@@ -124,17 +124,11 @@ def _content(
 ) -> hd.sr.MeasurementReport:
     """Return the content tree: the subject first, then a group per finding."""
     algorithm = _algorithm(score)
-    device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=derived_uid(MANUFACTURER, "device", node_id),
-        name=MODEL_NAME,
-        manufacturer_name=MANUFACTURER,
-        model_name=MODEL_NAME,
-        serial_number=node_id[:64],
-    )
-    observer = hd.sr.ObserverContext(codes.DCM.Device, device)
     regions = [_region(f, header, segmentation, algorithm, uids) for f in findings]
     return hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        observation_context=hd.sr.ObservationContext(
+            observer_device_context=provenance.observer(node_id)
+        ),
         procedure_reported=_PROCEDURES.get(str(header.Modality), codes.cid100.ImagingProcedure),
         imaging_measurements=[_subject(findings, score, algorithm, uids), *regions],
         title=codes.DCM.ImagingMeasurementReport,

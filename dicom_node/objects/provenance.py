@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 
+import highdicom as hd
 import numpy as np
 from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
 from pydicom.valuerep import DA, DT, TM, validate_value
@@ -162,6 +164,18 @@ def equipment(score: ScoreSummary, node_id: str) -> Equipment:
     versions = [__version__, score.fingerprint, score.batch_version]
     versions += [f"space {score.space}"] if score.space else []
     return Equipment(MANUFACTURER, MODEL_NAME, [text[:64] for text in versions], node_id[:64])
+
+
+def observer(node_id: str) -> hd.sr.ObserverContext:
+    """Return this node as the device that observed (PS3.16 TID 1002, 1004)."""
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=derived_uid(MANUFACTURER, "device", node_id),
+        name=MODEL_NAME,
+        manufacturer_name=MANUFACTURER,
+        model_name=MODEL_NAME,
+        serial_number=node_id[:64],
+    )
+    return hd.sr.ObserverContext(codes.DCM.Device, device)
 
 
 def scoring_parameters(score: ScoreSummary) -> dict[str, str]:
@@ -399,7 +413,10 @@ def _stamp(ds: Dataset, moment: datetime) -> None:
     date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
     ds.InstanceCreationDate, ds.InstanceCreationTime = date, time
     ds.SeriesDate, ds.SeriesTime = date, time
-    ds.ContentDate, ds.ContentTime = date, time
+    if "PresentationCreationDate" in ds:  # a presentation state has no other date of its content
+        ds.PresentationCreationDate, ds.PresentationCreationTime = date, time
+    else:
+        ds.ContentDate, ds.ContentTime = date, time
     if "DateOfSecondaryCapture" in ds:
         ds.DateOfSecondaryCapture, ds.TimeOfSecondaryCapture = date, time
     for item in ds.get("ContributingEquipmentSequence", []):

@@ -51,7 +51,7 @@ class ResultObject:
     """One DICOM object to be sent, written and durable."""
 
     sop_instance_uid: str
-    #: "SEG", "SR", "PM" or "SC"
+    #: "SEG", "SR", "PM", "PR", "SC" or "KO"
     kind: str
     series_instance_uid: str
     #: relative to the results folder

@@ -166,6 +166,27 @@ def test_a_parametric_map_is_made_where_it_is_asked_for(make):
     assert ds.SeriesNumber == 9005
 
 
+def test_outlines_and_a_bookmark_of_what_is_worth_a_look(make):
+    line = make(
+        results={"presentation_state": True, "key_objects": True, "secondary_capture": True},
+        protocol={"finding_min_volume_ml": 0.0, "finding_threshold": 0.5},
+    )
+    _, _, _, made = report_one(line)
+    of_kind = {kind: [m for m in made if m.kind == kind] for kind in ("SEG", "PR", "KO", "SC")}
+    (segmentation,), (_,), (selection,) = of_kind["SEG"], of_kind["PR"], of_kind["KO"]
+    ds = pydicom.dcmread(line.folders.results / selection.file_name)
+    named = {
+        item.ReferencedSOPInstanceUID
+        for study in ds.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    captures = {item.sop_instance_uid for item in of_kind["SC"]}
+    summary = min(of_kind["SC"], key=lambda item: item.file_name)
+    assert {segmentation.sop_instance_uid, summary.sop_instance_uid} < named
+    assert named - {segmentation.sop_instance_uid} <= captures
+
+
 def test_no_report_where_none_is_wanted(make):
     line = make(results={"measurement_report": False}, protocol={"finding_min_volume_ml": 0.0})
     _, _, _, made = report_one(line)
