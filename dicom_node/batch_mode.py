@@ -121,9 +121,9 @@ def score_batch(
     _note_what_is_odd(found, listener)
     _check_enough(len(found.scans), len(found.scans))
     chosen = _recipe(found.scans, config or NodeConfig(), protocol_name, preset, cache)
-    chosen = own_space.learnt(chosen, found.scans, listener.note)
-    any_mask = any(scan.mask for scan in found.scans)
     durable.make_folder(out)
+    chosen = own_space.learnt(chosen, found.scans, listener.note, out / "work")
+    any_mask = any(scan.mask for scan in found.scans)
     run = _Run(
         recipe=chosen,
         files=ReferenceFiles(out / "work", chosen.token_fingerprint, chosen.method.search),

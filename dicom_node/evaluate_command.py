@@ -21,7 +21,7 @@ def evaluate(
         str,
         typer.Option(
             help="a: share of abnormal subjects, b: acquisition, c: batch size, d: parts of the "
-            "method, e: peers."
+            "method, e: peers; run in the order given."
         ),
     ] = "abcde",
     second_site: Annotated[

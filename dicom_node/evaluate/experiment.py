@@ -110,7 +110,7 @@ def evaluate(
     second = inputs.find([second_site], images, masks, out) if second_site else None
     listener = listener or Listener()
     by = _recipe(found, config or NodeConfig(), protocol_name, preset, cache)
-    by = own_space.learnt(by, found.scans, listener.note)
+    by = own_space.learnt(by, found.scans, listener.note, out / "work")
     about = {"folders": [place.name for place in places]}
     if second_site:
         about["second_site"] = [second_site.name]

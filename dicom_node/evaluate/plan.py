@@ -108,7 +108,7 @@ def make(
     Parameters
     ----------
     experiments
-        Some of the letters "abcde".
+        Some of the letters "abcde", in the order in which they are to be run.
     ct
         Changes of MR are left out.
     quick
@@ -128,10 +128,9 @@ def make(
     base = _Base(method, room, size, near, most, quick, names)
     settings: list[Setting] = []
     left_out: list[str] = []
-    for letter, make_settings in _MAKERS.items():
-        if letter in experiments:
-            for made in make_settings(base):
-                (left_out if isinstance(made, str) else settings).append(made)  # type: ignore[arg-type]
+    for letter in dict.fromkeys(experiments):
+        for made in _MAKERS[letter](base):
+            (left_out if isinstance(made, str) else settings).append(made)  # type: ignore[arg-type]
     return Plan(tuple(settings), tuple(left_out))
 
 

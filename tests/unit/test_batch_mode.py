@@ -361,6 +361,14 @@ def test_a_protocol_with_its_batchs_medoid_takes_no_odd_scan_as_the_template(
     assert said.startswith("head")
     assert "of 5 scans" in said
     assert set(seen) == {made.recipe.placing.template.digest()}
+    # the same scans are not looked through again; with one more they are
+    again, heard = score({"template": "medoid", "alignment": "rigid"})
+    assert again.recipe.token_fingerprint == made.recipe.token_fingerprint
+    assert not [note for note in heard.notes if "is the template" in note]
+    scans.write_scan(tmp_path / "in", "one-more", 0.8 * common + 0.2 * lines.head(20))
+    more, heard = score({"template": "medoid", "alignment": "rigid"})
+    assert len(more.scored) == 6
+    assert [note for note in heard.notes if "is the template: of 6 scans" in note]
 
 
 def test_where_no_scan_can_be_read_the_space_says_so(score, tmp_path):
