@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -95,9 +95,11 @@ def running_pacs(folder: Path, node_ae_title: str, node_port: int) -> Iterator[P
 
 @contextmanager
 def running_orthanc(
-    program: str, folder: Path, node_ae_title: str, node_port: int
+    program: str, folder: Path, node_ae_title: str, node_port: int, plugins: Sequence[str] = ()
 ) -> Iterator[Pacs]:
     """Run an Orthanc that takes objects from the node on this machine alone.
+
+    `plugins` are paths of its shared libraries.
 
     Raises PartFailed, naming its log, when it does not answer within half a minute.
     """
@@ -106,7 +108,7 @@ def running_orthanc(
         "Name": "dicom_node demo",
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "storage"),
-        "Plugins": [],
+        "Plugins": list(plugins),
         "HttpPort": http_port,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,

@@ -188,7 +188,7 @@ def _ticks_at(ax: Axes, values: Sequence[float], *, log: bool) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.set_xticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    ax.set_xticks(ticks, labels=[f"{tick:.0f}" for tick in ticks])
 
 
 # --- (b): bars ----------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""Result objects -> a DICOMweb server, one STOW-RS request each (only importer of dicomweb_client).
+
+The same promises as of C-STORE in :mod:`dicom_node.association.requestor`: what is acknowledged is
+told at once, an object that is not wanted costs the others nothing, and a server that does not
+answer is told apart from one that says no.
+
+References
+----------
+PS3.18 10.5 (Store Transaction), table 10.5.3-1 (status codes), annex I.2.2 (failure reasons).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+import requests
+from dicomweb_client.api import DICOMwebClient
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from dicom_node.errors import (
+    AssociationRefused,
+    DeliveryError,
+    FileUnreadable,
+    StoreFailed,
+)
+
+#: of the object or of its encoding; any other status of failure concerns the server or the address
+_REFUSES_OBJECT = frozenset({400, 406, 409, 413, 415, 422})
+#: larger bodies are sent in chunks, which not every server takes
+_WHOLE_BODY = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class WebPeer:
+    """A DICOMweb server."""
+
+    name: str
+    #: of its STOW-RS service, without "/studies"
+    url: str
+    #: sent as a bearer token; empty: none is
+    token: str = ""
+    #: file of the certificate authority; None: those of the system
+    ca_file: Path | None = None
+    #: files of our own certificate and its key; None: we show none
+    client_certificate: tuple[Path, Path] | None = None
+
+    def __str__(self) -> str:
+        """Name it as messages do."""
+        return f"{self.name} ({self.url})"
+
+
+def send(
+    peer: WebPeer,
+    files: Sequence[Path],
+    timeout_s: float,
+    *,
+    on_stored: Callable[[Path, int], None] = lambda _path, _status: None,
+    on_refused: Callable[[Path, DeliveryError], None],
+) -> None:
+    """Store Part 10 files, one request after the other over one session.
+
+    Parameters
+    ----------
+    files
+        Sent in this order.
+    timeout_s
+        For the connection, and again for each answer.
+    on_stored
+        Gets each file and its HTTP status as soon as it is acknowledged.
+    on_refused
+        Gets each file that is not taken, and why: StoreFailed (``.status`` of HTTP), or
+        FileUnreadable when it is this side's fault. It costs the other files nothing.
+
+    Raises
+    ------
+    AssociationRefused
+        The server cannot be reached, does not know the address, does not let us in, or fails: this
+        concerns all files and may pass.
+    """
+    with requests.Session() as session:
+        client = _client(peer, session, timeout_s)
+        for path in files:
+            try:
+                status = _store(client, peer, path)
+            except (FileUnreadable, StoreFailed) as error:
+                on_refused(path, error)
+            else:
+                on_stored(path, status)
+
+
+def reach(peer: WebPeer, timeout_s: float) -> None:
+    """Ask the server for one study, as C-ECHO asks whether anybody is there.
+
+    Raises AssociationRefused with what it answered.
+    """
+    with requests.Session() as session:
+        try:
+            _client(peer, session, timeout_s).search_for_studies(limit=1)
+        except requests.RequestException as error:
+            raise _unreachable(peer, error) from error
+
+
+def _client(peer: WebPeer, session: requests.Session, timeout_s: float) -> DICOMwebClient:
+    """Return a client that tries once: trying again is the lane's own business."""
+    if peer.token:
+        session.headers["Authorization"] = f"Bearer {peer.token}"
+    if peer.ca_file is not None:
+        session.verify = str(peer.ca_file)
+    if peer.client_certificate is not None:
+        certificate, key = peer.client_certificate
+        session.cert = str(certificate), str(key)
+    client = DICOMwebClient(peer.url, session=session, timeout=timeout_s, chunk_size=_WHOLE_BODY)
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def _store(client: DICOMwebClient, peer: WebPeer, path: Path) -> int:
+    """Store one file; returns the HTTP status, a warning's too."""
+    try:
+        ds = pydicom.dcmread(path)
+    except (OSError, InvalidDicomError, ValueError) as error:
+        raise FileUnreadable(
+            f"cannot read {path} to send it to {peer}: {error}", destination=peer.name
+        ) from error
+    try:
+        answer = client.store_instances([ds])
+    except requests.HTTPError as error:
+        raise _answered(peer, error) from error
+    except requests.RequestException as error:
+        raise _unreachable(peer, error) from error
+    _check_taken(peer, answer)
+    return 200
+
+
+def _check_taken(peer: WebPeer, answer: Dataset) -> None:
+    """Raise StoreFailed for an object that stands among the failed ones of a 202."""
+    for item in answer.get("FailedSOPSequence") or []:
+        reason = int(item.get("FailureReason") or 0)
+        raise StoreFailed(
+            f"{peer} did not store the object: failure reason 0x{reason:04X}",
+            destination=peer.name,
+            status=reason,
+        )
+
+
+def _answered(peer: WebPeer, error: requests.HTTPError) -> DeliveryError:
+    """Tell an object that is not wanted from a server or an address that does not work."""
+    status = error.response.status_code if error.response is not None else 0
+    if status in _REFUSES_OBJECT:
+        return StoreFailed(
+            f"{peer} answered STOW-RS with HTTP {status}", destination=peer.name, status=status
+        )
+    return _unreachable(peer, error)
+
+
+def _unreachable(peer: WebPeer, error: requests.RequestException) -> AssociationRefused:
+    status = error.response.status_code if error.response is not None else None
+    hints = {401: "its token is not accepted", 403: "we may not store there", 404: "check its url"}
+    said = f"answered HTTP {status}" if status else f"cannot be reached: {type(error).__name__}"
+    hint = f" ({hints[status]})" if status in hints else ""
+    return AssociationRefused(f"{peer} {said}{hint}", destination=peer.name)
