@@ -24,7 +24,7 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     ├── ObjectError                    HALT    we made an invalid object: a bug
     ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
     │                                          ContextNotAccepted, StoreFailed (.status),
-    │                                          FileUnreadable
+    │                                          FileUnreadable, CommitmentRefused (.status)
     └── StoreError                     RETRY   InboxFull (.status 0xA700), DatabaseUnavailable
 """
 
@@ -215,6 +215,13 @@ class StoreFailed(DeliveryError):
     """The destination answered C-STORE with a failure status."""
 
     status: int = 0
+
+
+class CommitmentRefused(DeliveryError):
+    """The destination does not commit to an object that it has stored."""
+
+    #: of the N-ACTION response; None: it took the request
+    status: int | None = None
 
 
 class StoreError(NodeError):

@@ -11,6 +11,8 @@ import threading
 
 from dicom_node import clock, durable
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
+from dicom_node.association.commitment import Report
+from dicom_node.commitment import record_report
 from dicom_node.config import NodeConfig
 from dicom_node.folders import Folders
 from dicom_node.inbox import Inbox
@@ -58,6 +60,10 @@ class Reception:
         with self._database.begin() as db:
             series_table.record_instance(db, filed, clock.now())
 
+    def commitment_reported(self, report: Report) -> bool:
+        """Record what a destination commits to; returns whether it was asked."""
+        return record_report(self._database, report)
+
     def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
         """Record what was refused, so that `status` shows it."""
         _log.warning("refused from %s at %s: %s", calling_ae_title, peer_host, reason)
@@ -66,7 +72,7 @@ class Reception:
 
 
 def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
-    """Receive until `stop` is set; raises PartFailed when the port cannot be had."""
+    """Receive until `stop` is set; raises PartFailed when a port cannot be had."""
     folders = Folders(config.node.data_dir)
     database = Database(folders.database)
     # of a killed predecessor: its series would wait for them until the cap
@@ -77,15 +83,18 @@ def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     settings = AcceptorSettings(
         ae_title=config.node.ae_title,
         bind=config.receiver.bind,
-        port=config.receiver.port,
+        port=config.receiver.port if config.receiver.plain else None,
         max_associations=config.receiver.max_associations,
         network_timeout_s=config.receiver.network_timeout,
         allowed_calling_ae_titles=config.receiver.allowed_calling_ae_titles,
         require_called_ae_title=config.receiver.require_called_ae_title,
+        tls=config.receiver.tls,
     )
     acceptor = Acceptor(settings, Reception(database, inbox))
     acceptor.start()
-    _log.info("receiving as %s on %s:%d", settings.ae_title, settings.bind, acceptor.port)
+    for port, how in ((acceptor.port, "plain"), (settings.tls and settings.tls.port, "over TLS")):
+        if port is not None:
+            _log.info("receiving as %s on %s:%d, %s", settings.ae_title, settings.bind, port, how)
     stop.wait()
     acceptor.stop()
 

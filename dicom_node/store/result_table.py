@@ -180,16 +180,18 @@ def settle_delivery(
     state: DeliveryState,
     at: datetime,
     *,
+    of_state: DeliveryState = DeliveryState.QUEUED,
     reason: str | None = None,
     status: int | None = None,
     not_before: datetime | None = None,
 ) -> None:
-    """Record the outcome of one attempt on those of the deliveries that are still queued.
+    """Record the outcome of one attempt on those of the deliveries that are still in `of_state`.
 
     Parameters
     ----------
     state
-        QUEUED tries again at `not_before`; DELIVERED and DEAD are ends.
+        QUEUED tries again at `not_before`, STORED asks from then on whether the destination
+        commits; DELIVERED and DEAD are ends.
     reason
         Why it was not delivered; None clears an earlier reason.
     status
@@ -197,6 +199,8 @@ def settle_delivery(
     """
     values: dict[str, object] = {"state": state.value, "updated": clock.stamp(at), "reason": reason}
     values["attempts"] = delivery.c.attempts + 1
+    # an answer to what was asked before does not concern what comes now
+    values.update(transaction_uid=None, failure=None)
     if status is not None:
         values["status"] = status
     if not_before is not None:
@@ -206,7 +210,7 @@ def settle_delivery(
         .where(
             delivery.c.destination == destination,
             delivery.c.sop_instance_uid.in_(uids),
-            delivery.c.state == DeliveryState.QUEUED.value,
+            delivery.c.state == of_state.value,
         )
         .values(**values)
     )
@@ -238,6 +242,8 @@ def retry_dead(db: Connection, at: datetime) -> int:
             created=moment,
             not_before=moment,
             updated=moment,
+            transaction_uid=None,
+            failure=None,
         )
     ).rowcount
 
@@ -356,7 +362,8 @@ def progress_of(db: Connection) -> tuple[int, int]:
         .join(result, result.c.score_id == score.c.id)
         .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
     )
-    open_deliveries = with_deliveries.where(delivery.c.state == DeliveryState.QUEUED.value)
+    under_way = (DeliveryState.QUEUED.value, DeliveryState.STORED.value)
+    open_deliveries = with_deliveries.where(delivery.c.state.in_(under_way))
     dead_deliveries = with_deliveries.where(delivery.c.state == DeliveryState.DEAD.value)
     reported = select(job.c.series_instance_uid).where(
         job.c.stage == list(Stage)[-1].value, job.c.state == JobState.DONE.value

@@ -310,6 +310,17 @@ result = Table(
     Column("file_name", String, nullable=False),
 )
 
+#: what destinations were asked to commit to; kept, for a report may come late
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("transaction_uid", String, primary_key=True),
+    Column("destination", String, nullable=False),
+    Column("asked", String, nullable=False),
+    # null while there is no answer
+    Column("answered", String),
+)
+
 #: the outbox: one row per object and destination, written in the transaction of its result
 delivery = Table(
     "delivery",
@@ -323,5 +334,13 @@ delivery = Table(
     Column("status", Integer),
     Column("reason", String),
     Column("updated", String, nullable=False),
+    # in which the destination was asked last to commit; null: not since it was stored
+    Column("transaction_uid", String),
+    # Failure Reason of that transaction's report; null: none
+    Column("failure", Integer),
+    # when the destination said that it commits; null: it did not, or was not asked
+    Column("committed", String),
+    # when it was found again at the destination, in its study; null: it was not, or not looked for
+    Column("found", String),
     Index(None, "destination", "state", "not_before"),
 )

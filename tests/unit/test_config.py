@@ -75,7 +75,7 @@ def example_lines():
     """(table, key) -> the line with the key and the line above; keys that are commented out too."""
     found, table, above = {}, "", ""
     for line in EXAMPLE.read_text("utf-8").splitlines():
-        if head := re.match(r"\[+([a-z_.]+)\]+", line):
+        if head := re.match(r"(?:# )?\[+([a-z_.]+)\]+", line):
             table = head[1]
         elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
             assert (table, key[1]) not in found, f"{table}.{key[1]} stands there twice"
@@ -137,7 +137,18 @@ def test_the_example_says_what_the_defaults_are():
 
 def test_keys_that_the_example_leaves_out_have_no_default_or_none():
     left_out = set(FIELDS) - set(example_values())
-    assert {FIELDS[place].default for place in left_out} == {None}
+    assert {FIELDS[place].default for place in left_out if not optional(place)} == {None}
+
+
+def optional(place):
+    """Whether it is of a section that the example shows as a comment."""
+    return place[0].endswith(".tls")
+
+
+def test_a_section_that_is_commented_out_shows_its_defaults():
+    for place in filter(optional, FIELDS):
+        shown = tomllib.loads(example_lines()[place][0])[place[1]]
+        assert FIELDS[place].default in (None, PydanticUndefined, shown), place
 
 
 def test_an_empty_file_is_the_defaults(folder):
@@ -340,8 +351,8 @@ def test_a_key_with_a_slip_of_the_pen_is_led_back_to_the_right_one(folder, place
     table, key = place
     slip = key[:-1] + key[-1] * 2
     head = f"[[{table}]]" if table in {"protocol", "destination"} else f"[{table}]"
-    if table == "protocol.match":
-        head = '[[protocol]]\nname = "p"\n[protocol.match]'
+    if table in {"protocol.match", "destination.tls"}:
+        head = f'[[{table.split(".")[0]}]]\nname = "p"\n[{table}]'
     said = [line for line in fault(folder, f"{head}\n{slip} = 1") if slip in line.split(": ")[0]]
     assert len(said) == 1
     assert said[0].endswith(f"unknown key; did you mean {key!r}?")

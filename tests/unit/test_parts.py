@@ -17,11 +17,12 @@ import pytest
 
 from dicom_node import config, node
 from dicom_node.association.requestor import Peer, echo, send
-from dicom_node.config import Destination, Node, NodeConfig, Receiver
+from dicom_node.config import Node, NodeConfig
 from dicom_node.delivery import Lane
 from dicom_node.demo.pacs import free_ports
 from dicom_node.errors import ConfigError, PartFailed
 from dicom_node.folders import Folders
+from dicom_node.network_config import Destination, Receiver
 from dicom_node.node import Supervisor
 from dicom_node.parts import process
 from dicom_node.parts.control import control
