@@ -21,10 +21,10 @@ from pydantic import ValidationError as _ValidationError
 
 from dicom_node.config_types import AETitle, Bytes, Port, Scale, Seconds, Section, Share
 from dicom_node.errors import ConfigError
-from dicom_node.network_config import Destination, Receiver
+from dicom_node.network_config import Destination, KnownPeer, Receiver
 from dicom_node.protocol_config import Protocol
 
-_Tls = TypeVar("_Tls", Receiver, Destination)
+_Tls = TypeVar("_Tls", Receiver, Destination, KnownPeer)
 
 
 class Node(Section):
@@ -176,6 +176,7 @@ class NodeConfig(Section):
     log: Log = Log()
     protocol: tuple[Protocol, ...] = ()
     destination: tuple[Destination, ...] = ()
+    peer: tuple[KnownPeer, ...] = ()
 
     @model_validator(mode="after")
     def _names_unique(self) -> NodeConfig:
@@ -248,6 +249,7 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
             "encoder": encoder,
             "protocol": protocols,
             "receiver": _with_tls(config.receiver, folder),
+            "peer": tuple(_with_tls(entry, folder) for entry in config.peer),
             "destination": tuple(_with_tls(entry, folder) for entry in config.destination),
         }
     )

@@ -218,9 +218,9 @@ class StoreFailed(DeliveryError):
 
 
 class CommitmentRefused(DeliveryError):
-    """The destination does not commit to an object that it has stored."""
+    """The peer refused a storage commitment request or report, or does not commit."""
 
-    #: of the N-ACTION response; None: it took the request
+    #: of the response; None: it took the request
     status: int | None = None
 
 

@@ -62,7 +62,7 @@ class Receiver(Section):
 
 
 class PeerTls(Section):
-    """``[destination.tls]``: associations to it go over TLS; files are PEM."""
+    """``[destination.tls]``, ``[peer.tls]``: associations to it go over TLS; files are PEM."""
 
     #: who must have signed its certificate; the system's authorities where it is left out
     ca: Path | None = None
@@ -78,6 +78,17 @@ class PeerTls(Section):
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key of a tls section go together")
         return self
+
+
+class KnownPeer(Section):
+    """``[[peer]]``: a sender that may ask for storage commitment, and where it is told."""
+
+    ae_title: AETitle
+    host: str
+    port: Port
+    #: for the connection and for each answer
+    timeout: Seconds = 30.0
+    tls: PeerTls | None = None
 
 
 class Destination(Section):

@@ -28,6 +28,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from dicom_node.association import sockets, tls, tls_server
 from dicom_node.association.commitment import Report, take_report
+from dicom_node.association.commitment_reports import Line, Request, take_request
 from dicom_node.association.contexts import (
     FILED_SOP_CLASSES,
     SCORED_SOP_CLASSES,
@@ -106,6 +107,15 @@ class AssociationEvents(Protocol):
         Raises StoreError when there is no ledger at the moment.
         """
 
+    def commitment_asked(self, request: Request) -> int:
+        """Record that a sender is owed a report; returns its number. Raises StoreError."""
+
+    def commitment_information(self, number: int) -> Dataset | None:
+        """Return what a report says, None when it is owed no more. Raises StoreError."""
+
+    def commitment_told(self, number: int, *, told: bool) -> None:
+        """Record that the sender took its report, or that it must be told elsewhere."""
+
     def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
         """Record a refused association, SOP Class or instance; `reason` may quote the wire."""
 
@@ -123,6 +133,8 @@ class _Link:
     #: what to report if the association ends without an instance
     suspected: str = ""
     watcher: threading.Thread | None = None
+    #: of a sender that has asked for storage commitment
+    line: Line | None = None
 
 
 class Acceptor:
@@ -158,6 +170,7 @@ class Acceptor:
             (evt.EVT_REJECTED, self._on_rejected),
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_N_EVENT_REPORT, self._on_report),
+            (evt.EVT_N_ACTION, self._on_request),
         ]
         try:
             self._listen(self._application_entity(), handlers)
@@ -302,6 +315,31 @@ class Acceptor:
     def _on_report(self, event: Event) -> tuple[int, None]:
         """Take what a destination says of its commitment, on an association that it opened."""
         return take_report(event, self._events.commitment_reported)
+
+    def _on_request(self, event: Event) -> tuple[int, None]:
+        """Take a sender's request; it is told when its association has gone quiet."""
+
+        def record(request: Request) -> None:
+            link = self._link(event.assoc)
+            number = self._events.commitment_asked(request)
+            # the library handles one request of an association after the other
+            link.line = link.line or Line(event)
+            if link.line.owe(number):
+                threading.Thread(target=self._tell, args=(link.line,), daemon=True).start()
+
+        return take_request(event, record), None
+
+    def _tell(self, line: Line) -> None:
+        """Report on the association that asked, while it stays; else somebody else does."""
+        while numbers := line.owed():
+            open_still = line.is_quiet()
+            for number in numbers:
+                try:
+                    ds = self._events.commitment_information(number)
+                    open_still = open_still and ds is not None and line.report(ds, number)
+                    self._events.commitment_told(number, told=open_still)
+                except NodeError:
+                    _log.exception("storage commitment report %d is left over", number)
 
     # -- instances -------------------------------------------------------------------------
 

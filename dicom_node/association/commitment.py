@@ -38,8 +38,8 @@ PUSH_MODEL_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 REQUEST = 1
 #: how long an association is kept open for a report on it
 _REPORT_S = 2.0
-#: statuses of an N-EVENT-REPORT response (PS3.7 10.1.1.1.8)
-_SUCCESS, _PROCESSING_FAILURE, _INVALID_ARGUMENT, _NO_RESOURCES = 0x0000, 0x0110, 0x0115, 0x0213
+#: statuses of N-EVENT-REPORT and N-ACTION responses (PS3.7 10.1.1.1.8, 10.1.4.1.10)
+SUCCESS, INVALID_ARGUMENT, NO_RESOURCES = 0x0000, 0x0115, 0x0213
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +122,12 @@ def take_report(event: Event, on_report: OnReport) -> tuple[int, None]:
     try:
         report = _report_of(event.event_information)
     except (AttributeError, ValueError, TypeError, InvalidDicomError):
-        return _INVALID_ARGUMENT, None
+        return INVALID_ARGUMENT, None
     try:
         known = on_report(report)
     except NodeError:
-        return _NO_RESOURCES, None
-    return (_SUCCESS if known else _INVALID_ARGUMENT), None
+        return NO_RESOURCES, None
+    return (SUCCESS if known else INVALID_ARGUMENT), None
 
 
 def _request(assoc: Association, peer: Peer, information: Dataset) -> None:
@@ -142,7 +142,7 @@ def _request(assoc: Association, peer: Peer, information: Dataset) -> None:
         raise _lost(peer)
     status = int(answer.Status)
     # of N-ACTION every other status is a failure (PS3.7 10.1.4.1.10, Annex C)
-    if status not in (_SUCCESS, 0x0001) and status >> 12 != 0xB:
+    if status not in (SUCCESS, 0x0001) and status >> 12 != 0xB:
         comment = str(answer.get("ErrorComment", "")).strip()
         raise CommitmentRefused(
             f"{peer} answered the storage commitment request with 0x{status:04X}"

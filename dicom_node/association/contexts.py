@@ -58,13 +58,13 @@ TRANSFER_SYNTAXES: tuple[UID, ...] = (
 def acceptor_contexts() -> list[PresentationContext]:
     """Return the presentation contexts the acceptor supports.
 
-    Images, Verification, and storage commitment from a peer that takes the role of the SCP: it
-    brings the reports that were asked of it.
+    Images, Verification, and storage commitment in both roles: a sender may ask for it, and a
+    destination brings the reports that were asked of it.
     """
     storage = storage_contexts((*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES))
-    reports = build_context(StorageCommitmentPushModel)
-    reports.scu_role, reports.scp_role = False, True
-    return [*storage, build_context(Verification), reports]
+    commitment = build_context(StorageCommitmentPushModel)
+    commitment.scu_role = commitment.scp_role = True
+    return [*storage, build_context(Verification), commitment]
 
 
 def storage_contexts(sop_classes: Iterable[str]) -> list[PresentationContext]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -252,6 +253,7 @@ def open_association(
     contexts: list[PresentationContext],
     timeout_s: float,
     handlers: Sequence[sockets.Handler] = (),
+    roles: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """Open an association; released at the end, aborted when the block raises.
 
@@ -261,13 +263,15 @@ def open_association(
     ----------
     handlers
         Of what the peer may ask on it, beside those of the socket.
+    roles
+        What this side wants to be of which SOP Class (PS3.7 D.3.3.4), where it is not the SCU.
 
     Raises
     ------
     AssociationRefused
         There is none. One that was accepted without a single context is given to the block.
     """
-    assoc = _associate(peer, calling_ae_title, contexts, timeout_s, handlers)
+    assoc = _associate(peer, calling_ae_title, contexts, timeout_s, handlers, roles)
     try:
         yield assoc
     except BaseException:
@@ -287,6 +291,7 @@ def _associate(
     contexts: list[PresentationContext],
     timeout_s: float,
     more_handlers: Sequence[sockets.Handler],
+    roles: Sequence[Any],
 ) -> Association:
     """Negotiate; returns also an association that was accepted without a single context.
 
@@ -310,6 +315,7 @@ def _associate(
             contexts=contexts,
             ae_title=peer.ae_title,
             evt_handlers=handlers,
+            ext_neg=list(roles),
             tls_args=None if context is None else (context, peer.host),
         )
     except socket.gaierror as error:

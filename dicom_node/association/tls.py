@@ -75,6 +75,9 @@ def check(config: NodeConfig) -> None:
     for destination in config.destination:
         if destination.tls is not None:
             client_context(destination.tls, f"destination {destination.name}")
+    for peer in config.peer:
+        if peer.tls is not None:
+            client_context(peer.tls, f"peer {peer.ae_title}")
 
 
 def reason_of(error: OSError) -> str:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 
+from pydicom.dataset import Dataset
+
 from dicom_node import clock, durable
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
 from dicom_node.association.commitment import Report
+from dicom_node.association.commitment_reports import Request
 from dicom_node.commitment import record_report
 from dicom_node.config import NodeConfig
 from dicom_node.folders import Folders
 from dicom_node.inbox import Inbox
 from dicom_node.parts.process import run
+from dicom_node.pledges import Pledges
 from dicom_node.series import ReceivedInstance
 from dicom_node.store import series_table
 from dicom_node.store.database import Database
@@ -35,6 +39,7 @@ class Reception:
     def __init__(self, database: Database, inbox: Inbox) -> None:
         self._database = database
         self._inbox = inbox
+        self._pledges = Pledges(database, inbox.root)
 
     def association_opened(self, calling_ae_title: str, peer_host: str) -> int:
         """Record it; returns its number in the ledger."""
@@ -63,6 +68,21 @@ class Reception:
     def commitment_reported(self, report: Report) -> bool:
         """Record what a destination commits to; returns whether it was asked."""
         return record_report(self._database, report)
+
+    def commitment_asked(self, request: Request) -> int:
+        """Record that a sender is owed a report; returns its number."""
+        return self._pledges.asked(request)
+
+    def commitment_information(self, number: int) -> Dataset | None:
+        """Return what a report says, None when it is owed no more."""
+        return self._pledges.information(number)
+
+    def commitment_told(self, number: int, *, told: bool) -> None:
+        """Record that the sender took its report, or leave it to the dispatcher."""
+        if told:
+            self._pledges.sent(number)
+        else:
+            self._pledges.elsewhere(number)
 
     def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
         """Record what was refused, so that `status` shows it."""

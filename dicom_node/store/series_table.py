@@ -135,7 +135,7 @@ def _count_instance(db: Connection, uid: str, moment: str) -> None:
     db.execute(
         update(series)
         .where(series.c.series_instance_uid == uid)
-        .values(n_instances=series.c.n_instances + 1, last_received=moment)
+        .values(n_instances=series.c.n_instances + 1, last_received=moment, asked=None)
     )
 
 
@@ -144,7 +144,8 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
 
     Complete is: quiet for `quiet_s` and no association that carried it is open; or `cap_s` after
     its first instance, whatever else. The association is the better sign, the quiet time bridges
-    senders that open one per instance, and the cap answers those that never close theirs.
+    senders that open one per instance, and the cap answers those that never close theirs. A sender
+    that asked for storage commitment of every instance has sent them all: no quiet time is needed.
     """
     still_open = (
         select(carried.c.association_id)
@@ -155,7 +156,8 @@ def complete_quiet(db: Connection, quiet_s: float, cap_s: float, at: datetime) -
         )
         .exists()
     )
-    quiet = (series.c.last_received <= clock.stamp(at - timedelta(seconds=quiet_s))) & ~still_open
+    silent = series.c.last_received <= clock.stamp(at - timedelta(seconds=quiet_s))
+    quiet = (silent | series.c.asked.is_not(None)) & ~still_open
     capped = series.c.first_received <= clock.stamp(at - timedelta(seconds=cap_s))
     due = db.execute(
         select(series.c.series_instance_uid, series.c.revision)

@@ -74,6 +74,9 @@ series = Table(
     Column("n_instances", Integer, nullable=False),
     Column("first_received", String, nullable=False),
     Column("last_received", String, nullable=False),
+    # when a sender asked for storage commitment of every instance that had come; null: it did not,
+    # or more came since
+    Column("asked", String),
 )
 
 #: one row per SOP Instance UID: the first content stays, whatever is sent later
@@ -319,6 +322,26 @@ commitment = Table(
     Column("asked", String, nullable=False),
     # null while there is no answer
     Column("answered", String),
+)
+
+#: reports that senders are owed who asked whether this node commits to instances
+owed = Table(
+    "owed",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("calling_ae_title", String, nullable=False),
+    Column("transaction_uid", String, nullable=False),
+    Column("peer_host", String, nullable=False),
+    # pairs of SOP Class UID and SOP Instance UID
+    Column("instances", JSON, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", String),
+    Column("asked", String, nullable=False),
+    Column("not_before", String, nullable=False),
+    Column("updated", String, nullable=False),
+    UniqueConstraint("calling_ae_title", "transaction_uid"),
+    Index(None, "state", "not_before"),
 )
 
 #: the outbox: one row per object and destination, written in the transaction of its result

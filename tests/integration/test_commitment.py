@@ -1,5 +1,6 @@
 """Storage commitment with a real Orthanc, both ways."""
 
+import json
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -10,15 +11,17 @@ from sqlalchemy import select
 from dicom_node import clock
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
 from dicom_node.commitment import Commitments
+from dicom_node.config import Node, NodeConfig
 from dicom_node.delivery import Lane
 from dicom_node.demo.pacs import free_ports, get_json, running_orthanc
 from dicom_node.inbox import Inbox
-from dicom_node.network_config import Destination
+from dicom_node.network_config import Destination, KnownPeer
 from dicom_node.parts.receiver import Reception
+from dicom_node.pledges import Reporter
 from dicom_node.store import result_table
 from dicom_node.store.tables import delivery
 from tests.make import ledgers
-from tests.make.instances import make_instance, write
+from tests.make.instances import make_instance, received, write
 
 ORTHANC = "/usr/sbin/Orthanc"
 
@@ -98,3 +101,40 @@ def test_orthanc_commits_to_what_it_holds_and_gets_again_what_it_lost(database, 
 
         until(delivered)
         assert len(get_json(f"{pacs.url}/instances")) == 2
+
+
+def test_orthanc_is_told_what_the_node_holds(database, tmp_path):
+    (port,) = free_ports(1)
+    here, unknown = make_instance(index=0), make_instance(index=1)
+    with (
+        receiving(database, tmp_path, port),
+        running_orthanc(ORTHANC, tmp_path, "NODE", port) as pacs,
+    ):
+        reception = Reception(database, Inbox(tmp_path / "inbox", 0))
+        number = reception.association_opened("ORTHANC", "127.0.0.1")
+        reception.instance_received(received(here, association_id=number))
+        known = KnownPeer(ae_title="ORTHANC", host="127.0.0.1", port=pacs.port)
+        config = NodeConfig(node=Node(ae_title="NODE"), peer=(known,))
+        reporter = Reporter(database, tmp_path / "inbox", config)
+
+        def answer(*instances):
+            asked = [
+                {"SOPClassUID": ds.SOPClassUID, "SOPInstanceUID": ds.SOPInstanceUID}
+                for ds in instances
+            ]
+            body = json.dumps({"DicomInstances": asked}).encode()
+            made = get_json(f"{pacs.url}/modalities/node/storage-commitment", body)
+            place = f"{pacs.url}/storage-commitment/{made['ID']}"
+
+            def told():
+                reporter.send_due()
+                return get_json(place)["Status"] != "Pending"
+
+            until(told)
+            return get_json(place)
+
+        assert answer(here)["Status"] == "Success"
+        found = answer(here, unknown)
+        assert found["Status"] == "Failure"
+        assert [one["SOPInstanceUID"] for one in found["Success"]] == [here.SOPInstanceUID]
+        assert [one["SOPInstanceUID"] for one in found["Failures"]] == [unknown.SOPInstanceUID]
