@@ -221,6 +221,9 @@ def _print_status(found: dict[str, Any]) -> None:
     for part in ("received", "jobs", "reference", "delivery"):
         for state, number in found[part].items():
             _add_row(table, part, state, number)
+    for destination, ticks in found["ticks"].items():
+        for tick, number in ticks.items():
+            _add_row(table, f"at {destination}", tick, number)
     _add_outcomes(table, found["outcomes"])
     _out.print(table)
     for warning in found["warnings"]:

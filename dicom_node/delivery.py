@@ -28,6 +28,7 @@ from dicom_node.outbox import Outbox
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
 from dicom_node.store.result_table import DueDelivery
+from dicom_node.verification import Verification
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Lane:
         self._peer = peer_of(destination)
         self._outbox = Outbox(database, destination)
         self._commitments = Commitments(database, results, destination, calling_ae_title)
+        self._verification = Verification(database, destination, calling_ae_title)
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set; the association in hand is finished first."""
@@ -70,6 +72,7 @@ class Lane:
                     begun = True
                 busy = self.send_due()
                 busy = self._commitments.step() or busy
+                busy = self._verification.step() or busy
             except NodeError as error:
                 _log.warning("lane %s: %s", self._destination.name, error)
                 busy = False

@@ -109,4 +109,6 @@ class Destination(Section):
     commitment: bool = False
     #: an object is sent again when it has not said so for this long
     commitment_timeout: Seconds = 3600.0
+    #: what is delivered is looked for there (C-FIND), and found again or missed by name
+    verify: bool = False
     tls: PeerTls | None = None

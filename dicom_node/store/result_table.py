@@ -244,6 +244,8 @@ def retry_dead(db: Connection, at: datetime) -> int:
             updated=moment,
             transaction_uid=None,
             failure=None,
+            committed=None,
+            found=None,
         )
     ).rowcount
 
@@ -259,7 +261,7 @@ def delivery_counts(db: Connection) -> dict[tuple[str, str], int]:
 
 
 def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return why something is not delivered: at most `limit` faults, the newest first.
+    """Return why something is not delivered, or not found again: at most `limit`, the newest first.
 
     One row per ``destination``, ``state`` and ``reason``: ``n`` objects, ``updated`` of the newest.
     """
@@ -271,7 +273,7 @@ def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[ty
             func.count().label("n"),
             func.max(delivery.c.updated).label("updated"),
         )
-        .where(delivery.c.reason.is_not(None), delivery.c.state != DeliveryState.DELIVERED.value)
+        .where(delivery.c.reason.is_not(None))
         .group_by(delivery.c.destination, delivery.c.state, delivery.c.reason)
         .order_by(func.max(delivery.c.updated).desc())
         .limit(limit)
@@ -333,7 +335,8 @@ def score_identity(db: Connection, score_id: int) -> tuple[str, str, str]:
 def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[type-arg]
     """Return how many (``n``) of a score's objects are in which state on their way.
 
-    Per ``kind``, ``destination`` and ``state``; of several reasons ``reason`` is one.
+    Per ``kind``, ``destination`` and ``state``; of several reasons ``reason`` is one. How many of
+    them the destination commits to is ``n_committed``, how many were found there ``n_found``.
     """
     rows = db.execute(
         select(
@@ -342,6 +345,8 @@ def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[t
             delivery.c.state,
             func.max(delivery.c.reason).label("reason"),
             func.count().label("n"),
+            func.count(delivery.c.committed).label("n_committed"),
+            func.count(delivery.c.found).label("n_found"),
         )
         .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
         .where(result.c.score_id == score_id)
