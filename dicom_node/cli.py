@@ -118,7 +118,7 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     table = Table("part", "setting", box=None)
     receiver = settings.receiver
     for port, how in _ports(settings):
-        _add_row(table, "receives as", f"{settings.node.ae_title} on {receiver.bind}:{port}, {how}")
+        _add_row(table, "receives as", f"{settings.node.ae_title} on {receiver.bind}:{port}{how}")
     for protocol in settings.protocol:
         rule = protocol.match.model_dump(exclude_none=True, exclude_defaults=True)
         _add_row(table, f"protocol {protocol.name}", f"{protocol.mode}, {rule}")
@@ -133,10 +133,10 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
 
 
 def _ports(settings: NodeConfig) -> list[tuple[int, str]]:
-    """Return the ports the node receives on, and how."""
+    """Return the ports the node receives on, and what to say of each."""
     receiver = settings.receiver
-    found = [(receiver.port, "plain")] if receiver.plain else []
-    return found + ([(receiver.tls.port, "over TLS")] if receiver.tls is not None else [])
+    found = [(receiver.port, "")] if receiver.plain else []
+    return found + ([(receiver.tls.port, ", over TLS")] if receiver.tls is not None else [])
 
 
 def _warnings(settings: NodeConfig) -> list[str]:
