@@ -30,7 +30,8 @@ from dicom_node import (
     logs,
     reference_command,
 )
-from dicom_node.association.requestor import Peer, echo
+from dicom_node.association import tls
+from dicom_node.association.requestor import Peer, echo, peer_of
 from dicom_node.command_line import (
     DEFAULT_CONFIG,
     ConfigPath,
@@ -100,6 +101,7 @@ def serve(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     Example: dicom-node serve --config config.toml
     """
     settings = config.load(config_path)
+    tls.check(settings)
     logs.configure("node", settings.log.level)
     raise typer.Exit(Supervisor(settings, config_path).run())
 
@@ -111,20 +113,30 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     Example: dicom-node check-config --config config.toml
     """
     settings = config.load(config_path)
+    tls.check(settings)
     _out.print(f"{config_path} is valid.", markup=False, soft_wrap=True)
     table = Table("part", "setting", box=None)
     receiver = settings.receiver
-    _add_row(table, "receives as", f"{settings.node.ae_title} on {receiver.bind}:{receiver.port}")
+    for port, how in _ports(settings):
+        _add_row(table, "receives as", f"{settings.node.ae_title} on {receiver.bind}:{port}{how}")
     for protocol in settings.protocol:
         rule = protocol.match.model_dump(exclude_none=True, exclude_defaults=True)
         _add_row(table, f"protocol {protocol.name}", f"{protocol.mode}, {rule}")
     for destination in settings.destination:
         where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+        where += ", over TLS" if destination.tls else ""
         _add_row(table, f"sends to {destination.name}", where)
     _add_row(table, "keeps data in", settings.node.data_dir)
     _out.print(table)
     for warning in _warnings(settings):
         _say("Note:", "yellow", warning)
+
+
+def _ports(settings: NodeConfig) -> list[tuple[int, str]]:
+    """Return the ports the node receives on, and what to say of each."""
+    receiver = settings.receiver
+    found = [(receiver.port, "")] if receiver.plain else []
+    return found + ([(receiver.tls.port, ", over TLS")] if receiver.tls is not None else [])
 
 
 def _warnings(settings: NodeConfig) -> list[str]:
@@ -154,15 +166,26 @@ def echo_command(
     Example: dicom-node echo pacs
     """
     settings = config.load(config_path)
-    own = Peer("this-node", settings.node.ae_title, settings.receiver.bind, settings.receiver.port)
     # the node's own title calls: a PACS that knows the node answers, one that does not says so
-    peers = [own] + [Peer(d.name, d.ae_title, d.host, d.port) for d in settings.destination]
+    peers = [*_own_peers(settings), *map(peer_of, settings.destination)]
     chosen = [peer for peer in peers if name in (None, peer.name)]
     if not chosen:
         raise ConfigError(f"no destination is named {name!r}; there are {[p.name for p in peers]}")
     # all are asked, whatever the first says
     failed = [peer for peer in chosen if not _echo_one(peer, settings.node.ae_title)]
     raise typer.Exit(1 if failed else 0)
+
+
+def _own_peers(settings: NodeConfig) -> list[Peer]:
+    """Return the node itself, once per port."""
+    receiver = settings.receiver
+    own, bind, found = settings.node.ae_title, receiver.bind, []
+    if receiver.plain:
+        found.append(Peer("this-node", own, bind, receiver.port))
+    if receiver.tls is not None:
+        by = tls.own_port(receiver.tls)
+        found.append(Peer("this-node-tls", own, bind, receiver.tls.port, by))
+    return found
 
 
 def _echo_one(peer: Peer, calling_ae_title: str) -> bool:
@@ -198,6 +221,9 @@ def _print_status(found: dict[str, Any]) -> None:
     for part in ("received", "jobs", "reference", "delivery"):
         for state, number in found[part].items():
             _add_row(table, part, state, number)
+    for destination, ticks in found["ticks"].items():
+        for tick, number in ticks.items():
+            _add_row(table, f"at {destination}", tick, number)
     _add_outcomes(table, found["outcomes"])
     _out.print(table)
     for warning in found["warnings"]:

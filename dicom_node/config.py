@@ -14,14 +14,17 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 from pydantic import ValidationError as _ValidationError
 
 from dicom_node.config_types import AETitle, Bytes, Port, Scale, Seconds, Section, Share
 from dicom_node.errors import ConfigError
+from dicom_node.network_config import Destination, KnownPeer, Receiver
 from dicom_node.protocol_config import Protocol
+
+_Tls = TypeVar("_Tls", Receiver, Destination, KnownPeer)
 
 
 class Node(Section):
@@ -39,21 +42,6 @@ class Storage(Section):
 
     #: C-STORE is refused with 0xA700 below this much free space
     reserve: Bytes = 2 * 2**30
-
-
-class Receiver(Section):
-    """``[receiver]``: the C-STORE SCP."""
-
-    #: loopback by default: a node that is not yet set up must not be open to the network
-    bind: str = "127.0.0.1"
-    #: registered for DICOM with IANA; 104 would need root
-    port: Port = 11112
-    max_associations: Annotated[int, Field(ge=1, le=1000)] = 25
-    #: a peer that is silent this long is cut off
-    network_timeout: Seconds = 60.0
-    #: calling AE titles that may store; empty admits any that knows our AE title
-    allowed_calling_ae_titles: tuple[AETitle, ...] = ()
-    require_called_ae_title: bool = True
 
 
 class Completion(Section):
@@ -153,22 +141,6 @@ class Results(Section):
     series_number_key_objects: Annotated[int, Field(ge=1)] = 9009
 
 
-class Destination(Section):
-    """``[[destination]]``: a PACS that receives results; one lane each."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-    ae_title: AETitle
-    host: str
-    port: Port
-    #: for the connection and for each answer
-    timeout: Seconds = 30.0
-    #: the wait after the first failure; it doubles up to the next
-    retry_first: Seconds = 30.0
-    retry_max: Seconds = 3600.0
-    #: after this long an object is set aside
-    give_up: Seconds = 3 * 86400.0
-
-
 class Watch(Section):
     """``[watch]``: when the recent studies of a scanner are said to differ from before."""
 
@@ -218,6 +190,7 @@ class NodeConfig(Section):
     log: Log = Log()
     protocol: tuple[Protocol, ...] = ()
     destination: tuple[Destination, ...] = ()
+    peer: tuple[KnownPeer, ...] = ()
 
     @model_validator(mode="after")
     def _names_unique(self) -> NodeConfig:
@@ -284,7 +257,24 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
         else p
         for p in config.protocol
     )
-    return config.model_copy(update={"node": node, "encoder": encoder, "protocol": protocols})
+    return config.model_copy(
+        update={
+            "node": node,
+            "encoder": encoder,
+            "protocol": protocols,
+            "receiver": _with_tls(config.receiver, folder),
+            "peer": tuple(_with_tls(entry, folder) for entry in config.peer),
+            "destination": tuple(_with_tls(entry, folder) for entry in config.destination),
+        }
+    )
+
+
+def _with_tls(section: _Tls, folder: Path) -> _Tls:
+    """Resolve the certificate files of a section that may hold a ``tls`` one."""
+    if section.tls is None:
+        return section
+    files = {key: folder / value for key, value in section.tls if isinstance(value, Path)}
+    return section.model_copy(update={"tls": section.tls.model_copy(update=files)})
 
 
 def _explain(path: Path, error: _ValidationError) -> list[str]:

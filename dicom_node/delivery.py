@@ -8,24 +8,27 @@ it is the same SOP Instance. What goes wrong is told apart by what it concerns:
 - the destination at this moment (no association; 0xA7xx, PS3.4 B.2.3): all that is due is put off;
 - one object (no presentation context, a failure status): it is set aside, the others go;
 - one object that the association broke at: it alone is put off.
+
+Where the destination is asked to commit (:mod:`dicom_node.commitment`), an acknowledged object is
+stored and not delivered yet.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from dicom_node import clock
-from dicom_node.association.requestor import Peer, send
-from dicom_node.config import Destination
+from dicom_node.association.requestor import peer_of, send
+from dicom_node.commitment import Commitments
 from dicom_node.errors import AssociationLost, DeliveryError, FileUnreadable, NodeError
-from dicom_node.jobs import DeliveryState
+from dicom_node.network_config import Destination
+from dicom_node.outbox import Outbox
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
 from dicom_node.store.result_table import DueDelivery
+from dicom_node.verification import Verification
 
 _log = logging.getLogger(__name__)
 
@@ -54,15 +57,22 @@ class Lane:
         self._results = results
         self._destination = destination
         self._calling = calling_ae_title
-        self._peer = Peer(
-            destination.name, destination.ae_title, destination.host, destination.port
-        )
+        self._peer = peer_of(destination)
+        self._outbox = Outbox(database, destination)
+        self._commitments = Commitments(database, results, destination, calling_ae_title)
+        self._verification = Verification(database, destination, calling_ae_title)
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set; the association in hand is finished first."""
+        begun = False
         while not stop.is_set():
             try:
+                if not begun:
+                    self._commitments.begin()
+                    begun = True
                 busy = self.send_due()
+                busy = self._commitments.step() or busy
+                busy = self._verification.step() or busy
             except NodeError as error:
                 _log.warning("lane %s: %s", self._destination.name, error)
                 busy = False
@@ -88,60 +98,21 @@ class Lane:
                 self._calling,
                 list(waiting),
                 self._destination.timeout,
-                on_stored=lambda path, status: self._delivered(waiting.pop(path), status),
+                on_stored=lambda path, status: self._outbox.acknowledged(waiting.pop(path), status),
                 on_refused=lambda path, error: self._refused(waiting.pop(path), error),
             )
         except DeliveryError as error:
             _log.warning("delivery to %s: %s", name, error)
             left = list(waiting.values())
             # lost while the first of them was under way: it may be what the peer dies of, each time
-            self._put_off(error, left[:1] if isinstance(error, AssociationLost) else left)
+            lost = isinstance(error, AssociationLost)
+            self._outbox.put_off(error, left[:1] if lost else left)
         return True
-
-    def _delivered(self, item: DueDelivery, status: int) -> None:
-        """Record the acknowledgement as soon as it is there: a later loss cannot undo it."""
-        with self._database.begin() as db:
-            result_table.settle_delivery(
-                db,
-                self._destination.name,
-                [item.sop_instance_uid],
-                DeliveryState.DELIVERED,
-                clock.now(),
-                status=status,
-            )
 
     def _refused(self, item: DueDelivery, error: DeliveryError) -> None:
         """Set aside what no retry can deliver: the object is refused, not the moment."""
         _log.warning("delivery to %s of %s: %s", self._destination.name, item.file_name, error)
         if isinstance(error, FileUnreadable):  # ours to mend: the report stage writes it again
-            self._put_off(error, [item])
+            self._outbox.put_off(error, [item])
         else:
-            self._settle(item, error, clock.now(), given_up=True)
-
-    def _put_off(self, error: DeliveryError, waiting: Sequence[DueDelivery]) -> None:
-        """Try again later what was not sent, until the destination's own limit.
-
-        The limit counts from when the object was made, or revived by ``dicom-node retry``.
-        """
-        at = clock.now()
-        longest = timedelta(seconds=self._destination.give_up)
-        for item in waiting:
-            self._settle(item, error, at, given_up=at - item.created >= longest)
-
-    def _settle(
-        self, item: DueDelivery, error: DeliveryError, at: datetime, *, given_up: bool
-    ) -> None:
-        """Record that an object was not delivered, and from when it is due again."""
-        lane = self._destination
-        delay = min(lane.retry_max, lane.retry_first * 2 ** min(item.attempts, 20))
-        with self._database.begin() as db:
-            result_table.settle_delivery(
-                db,
-                lane.name,
-                [item.sop_instance_uid],
-                DeliveryState.DEAD if given_up else DeliveryState.QUEUED,
-                at,
-                reason=str(error),
-                status=getattr(error, "status", None),
-                not_before=at + timedelta(seconds=delay),
-            )
+            self._outbox.set_aside(item, error)

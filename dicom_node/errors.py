@@ -24,7 +24,8 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     ├── ObjectError                    HALT    we made an invalid object: a bug
     ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
     │                                          ContextNotAccepted, StoreFailed (.status),
-    │                                          FileUnreadable
+    │                                          FileUnreadable, CommitmentRefused (.status),
+    │                                          QueryFailed (.status)
     └── StoreError                     RETRY   InboxFull (.status 0xA700), DatabaseUnavailable
 """
 
@@ -213,6 +214,19 @@ class FileUnreadable(DeliveryError):
 
 class StoreFailed(DeliveryError):
     """The destination answered C-STORE with a failure status."""
+
+    status: int = 0
+
+
+class CommitmentRefused(DeliveryError):
+    """The peer refused a storage commitment request or report, or does not commit."""
+
+    #: of the response; None: it took the request
+    status: int | None = None
+
+
+class QueryFailed(DeliveryError):
+    """The destination answered a query (C-FIND) with a failure status."""
 
     status: int = 0
 

@@ -161,6 +161,11 @@ class Inbox:
         self._reserve_bytes = reserve_bytes
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    @property
+    def root(self) -> Path:
+        """The folder that file names are relative to."""
+        return self._root
+
     def file_instance(self, received: ReceivedInstance) -> FiledInstance:
         """Check one instance and make it durable; the same content again changes nothing.
 

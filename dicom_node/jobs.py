@@ -74,7 +74,10 @@ class DeliveryState(Enum):
     """Where one object stands on its way to one destination; only what is QUEUED is sent."""
 
     QUEUED = "queued"
-    #: acknowledged with a C-STORE status of success or warning (PS3.4 B.2.3)
+    #: acknowledged with a C-STORE status of success or warning (PS3.4 B.2.3); the destination is
+    #: yet to say whether it commits
+    STORED = "stored"
+    #: acknowledged, and committed to where the destination is asked
     DELIVERED = "delivered"
     #: the destination refused it or gave no answer until the configured end; see `dicom-node retry`
     DEAD = "dead"

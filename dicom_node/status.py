@@ -9,6 +9,7 @@ from typing import Any
 
 from dicom_node import __version__, clock
 from dicom_node.store import (
+    found_table,
     job_table,
     outcomes,
     reference_table,
@@ -38,6 +39,7 @@ def collect_status(database: Database) -> dict[str, Any]:
             "jobs": job_table.counts(db),
             "reference": _joined(reference_table.counts(db)),
             "delivery": _joined(result_table.delivery_counts(db)),
+            "ticks": found_table.ticks(db),
             "outcomes": [
                 {"protocol": protocol or None, "outcome": outcome, "fault": fault or None, "n": n}
                 for (protocol, outcome, fault), n in outcomes.counts(db).items()

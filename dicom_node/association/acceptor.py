@@ -15,6 +15,8 @@ import errno
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +26,9 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
-from dicom_node.association import sockets
+from dicom_node.association import sockets, tls, tls_server
+from dicom_node.association.commitment import Report, take_report
+from dicom_node.association.commitment_reports import Line, Request, take_request
 from dicom_node.association.contexts import (
     FILED_SOP_CLASSES,
     SCORED_SOP_CLASSES,
@@ -33,6 +37,7 @@ from dicom_node.association.contexts import (
 )
 from dicom_node.association.entity import application_entity
 from dicom_node.errors import InstanceRejected, NodeError, PartFailed, StoreError, StoreStatus
+from dicom_node.network_config import ReceiverTls
 from dicom_node.series import ReceivedInstance
 
 _log = logging.getLogger(__name__)
@@ -57,8 +62,8 @@ class AcceptorSettings:
     ae_title: str
     #: address of the interface; "0.0.0.0" is all of IPv4
     bind: str
-    #: 0 picks a free port
-    port: int
+    #: 0 picks a free port; None: no plain one
+    port: int | None
     #: more at once are rejected as transient, local limit exceeded (PS3.8 9.3.4)
     max_associations: int
     #: an idle association and a stalled PDU end after it
@@ -66,6 +71,8 @@ class AcceptorSettings:
     #: empty: any
     allowed_calling_ae_titles: tuple[str, ...]
     require_called_ae_title: bool
+    #: None: no port that speaks TLS
+    tls: ReceiverTls | None = None
 
 
 class AssociationEvents(Protocol):
@@ -94,6 +101,21 @@ class AssociationEvents(Protocol):
             There is no room or no ledger at the moment: 0xA700, the sender may come again.
         """
 
+    def commitment_reported(self, report: Report) -> bool:
+        """Record what a destination commits to; returns whether it was asked.
+
+        Raises StoreError when there is no ledger at the moment.
+        """
+
+    def commitment_asked(self, request: Request) -> int:
+        """Record that a sender is owed a report; returns its number. Raises StoreError."""
+
+    def commitment_information(self, number: int) -> Dataset | None:
+        """Return what a report says, None when it is owed no more. Raises StoreError."""
+
+    def commitment_told(self, number: int, *, told: bool) -> None:
+        """Record that the sender took its report, or that it must be told elsewhere."""
+
     def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
         """Record a refused association, SOP Class or instance; `reason` may quote the wire."""
 
@@ -111,10 +133,15 @@ class _Link:
     #: what to report if the association ends without an instance
     suspected: str = ""
     watcher: threading.Thread | None = None
+    #: of a sender that has asked for storage commitment
+    line: Line | None = None
 
 
 class Acceptor:
-    """Listens on one port and answers C-ECHO and C-STORE; `events` decides by what it raises."""
+    """Listens in plain, over TLS or both, and answers C-ECHO and C-STORE.
+
+    `events` decides by what it raises. The limit of associations is one for both ports.
+    """
 
     def __init__(self, settings: AcceptorSettings, events: AssociationEvents) -> None:
         self._settings = settings
@@ -122,7 +149,8 @@ class Acceptor:
         # written by the associations' threads and by their watchers, hence the lock
         self._links: dict[Association, _Link] = {}
         self._lock = threading.Lock()
-        self._server: Any = None
+        self._plain: Any = None
+        self._tls: Any = None
 
     def start(self) -> None:
         """Listen, without blocking.
@@ -130,8 +158,10 @@ class Acceptor:
         Raises
         ------
         PartFailed
-            The port is taken, privileged, or the address is not this machine's; the message names
+            A port is taken, privileged, or the address is not this machine's; the message names
             the key to change, and the attribute ``port`` is the port.
+        ConfigError
+            A certificate file cannot be loaded.
         """
         settings = self._settings
         handlers = [
@@ -139,20 +169,39 @@ class Acceptor:
             (evt.EVT_ACCEPTED, self._on_accepted),
             (evt.EVT_REJECTED, self._on_rejected),
             (evt.EVT_C_STORE, self._on_c_store),
+            (evt.EVT_N_EVENT_REPORT, self._on_report),
+            (evt.EVT_N_ACTION, self._on_request),
         ]
         try:
-            self._server = self._application_entity().start_server(
-                (settings.bind, settings.port), block=False, evt_handlers=handlers
-            )
-        except OSError as error:
-            raise PartFailed(_cannot_listen(settings, error), port=settings.port) from error
+            self._listen(self._application_entity(), handlers)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _listen(self, entity: AE, handlers: list[Any]) -> None:
+        settings = self._settings
+        if settings.port is not None:
+            with _listening(settings.bind, settings.port, "receiver.port"):
+                self._plain = entity.start_server(
+                    (settings.bind, settings.port), block=False, evt_handlers=handlers
+                )
+        if settings.tls is not None:
+            context = tls.server_context(settings.tls)
+            with _listening(settings.bind, settings.tls.port, "receiver.tls.port"):
+                self._tls = tls_server.serve_in_thread(
+                    entity,
+                    (settings.bind, settings.tls.port),
+                    context,
+                    handlers,
+                    self._on_handshake_failed,
+                )
 
     @property
-    def port(self) -> int:
-        """The port it listens on; before `start`, and after `stop`, the one it was given."""
-        if self._server is None:
+    def port(self) -> int | None:
+        """The plain port it listens on; before `start`, and after `stop`, the one it was given."""
+        if self._plain is None:
             return self._settings.port
-        return int(self._server.server_address[1])
+        return int(self._plain.server_address[1])
 
     def stop(self) -> None:
         """Stop listening; associations get a moment to end, then they are aborted.
@@ -160,15 +209,16 @@ class Acceptor:
         It waits for their ends to be reported, so that no series waits for an association that is
         no more. A second call does nothing.
         """
-        if self._server is None:
-            return
-        server, self._server = self._server, None
-        server.shutdown()
+        servers = [server for server in (self._plain, self._tls) if server is not None]
+        self._plain = self._tls = None
+        for server in servers:
+            server.shutdown()
         deadline = time.monotonic() + _GRACE_S
-        while server.active_associations and time.monotonic() < deadline:
+        while any(s.active_associations for s in servers) and time.monotonic() < deadline:
             time.sleep(0.02)
-        for assoc in server.active_associations:
-            assoc.abort()
+        for server in servers:
+            for assoc in server.active_associations:
+                assoc.abort()
         # a watcher removes its own link while this goes on: hence the copy
         for link in list(self._links.values()):
             if link.watcher is not None:
@@ -204,6 +254,10 @@ class Acceptor:
         called = event.assoc.requestor.primitive.called_ae_title
         reason = self._rejection(event.assoc.acceptor.primitive, requestor.ae_title, called)
         self._refuse(requestor.ae_title, requestor.address, reason)
+
+    def _on_handshake_failed(self, peer_host: str, why: str) -> None:
+        """Record a connection that never became an association: nobody has said its name."""
+        self._refuse("(TLS)", peer_host, f"no TLS connection: {why}")
 
     def _rejection(self, answer: A_ASSOCIATE, calling: str, called: str) -> str:
         """Say why in the words of the configuration (PS3.8 9.3.4)."""
@@ -257,6 +311,35 @@ class Acceptor:
         finally:
             with self._lock:
                 self._links.pop(assoc, None)
+
+    def _on_report(self, event: Event) -> tuple[int, None]:
+        """Take what a destination says of its commitment, on an association that it opened."""
+        return take_report(event, self._events.commitment_reported)
+
+    def _on_request(self, event: Event) -> tuple[int, None]:
+        """Take a sender's request; it is told when its association has gone quiet."""
+
+        def record(request: Request) -> None:
+            link = self._link(event.assoc)
+            number = self._events.commitment_asked(request)
+            # the library handles one request of an association after the other
+            link.line = link.line or Line(event)
+            if link.line.owe(number):
+                threading.Thread(target=self._tell, args=(link.line,), daemon=True).start()
+
+        return take_request(event, record), None
+
+    def _tell(self, line: Line) -> None:
+        """Report on the association that asked, while it stays; else somebody else does."""
+        while numbers := line.owed():
+            open_still = line.is_quiet()
+            for number in numbers:
+                try:
+                    ds = self._events.commitment_information(number)
+                    open_still = open_still and ds is not None and line.report(ds, number)
+                    self._events.commitment_told(number, told=open_still)
+                except NodeError:
+                    _log.exception("storage commitment report %d is left over", number)
 
     # -- instances -------------------------------------------------------------------------
 
@@ -356,16 +439,22 @@ def _refused_contexts(assoc: Association) -> tuple[str, int]:
     return reason, len(refused)
 
 
-def _cannot_listen(settings: AcceptorSettings, error: OSError) -> str:
+@contextmanager
+def _listening(bind: str, port: int, key: str) -> Iterator[None]:
+    """Turn what the operating system says of a port into PartFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise PartFailed(_cannot_listen(bind, port, key, error), port=port) from error
+
+
+def _cannot_listen(bind: str, port: int, key: str, error: OSError) -> str:
     """Say why the port cannot be had, and which key of the configuration mends it."""
-    where = f"receiver: cannot listen on {settings.bind} port {settings.port}"
+    where = f"receiver: cannot listen on {bind} port {port}"
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"{where}: the port is in use; stop the program that holds it, "
-            "or set another receiver.port"
-        )
+        return f"{where}: the port is in use; stop the program that holds it, or set another {key}"
     if error.errno == errno.EACCES:
-        return f"{where}: ports below 1024 need a privilege; set receiver.port to 11112 or so"
+        return f"{where}: ports below 1024 need a privilege; set {key} to 11112 or so"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{where}: this machine has no such address; set receiver.bind"
-    return f"{where}: {error.strerror or error}; set receiver.bind and receiver.port"
+    return f"{where}: {error.strerror or error}; set receiver.bind and {key}"

@@ -13,7 +13,7 @@ from pydicom import uid
 from pydicom.uid import UID
 from pynetdicom import build_context
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 #: images that the node scores
 SCORED_SOP_CLASSES: tuple[UID, ...] = (
@@ -56,9 +56,15 @@ TRANSFER_SYNTAXES: tuple[UID, ...] = (
 
 
 def acceptor_contexts() -> list[PresentationContext]:
-    """Return the presentation contexts the acceptor supports: images and Verification."""
+    """Return the presentation contexts the acceptor supports.
+
+    Images, Verification, and storage commitment in both roles: a sender may ask for it, and a
+    destination brings the reports that were asked of it.
+    """
     storage = storage_contexts((*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES))
-    return [*storage, build_context(Verification)]
+    commitment = build_context(StorageCommitmentPushModel)
+    commitment.scu_role = commitment.scp_role = True
+    return [*storage, build_context(Verification), commitment]
 
 
 def storage_contexts(sop_classes: Iterable[str]) -> list[PresentationContext]:

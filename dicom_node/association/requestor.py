@@ -13,10 +13,12 @@ PS3.4 B.2 (Storage, SCU behaviour and statuses), PS3.7 9.1.1 (C-STORE) and 9.1.5
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -25,17 +27,19 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification
 
-from dicom_node.association import sockets
+from dicom_node.association import sockets, tls
 from dicom_node.association.contexts import readable
 from dicom_node.association.entity import application_entity
 from dicom_node.errors import (
     AssociationLost,
     AssociationRefused,
+    ConfigError,
     ContextNotAccepted,
     DeliveryError,
     FileUnreadable,
     StoreFailed,
 )
+from dicom_node.network_config import Destination, PeerTls
 
 #: stored, with a remark, like Bxxx (PS3.4 B.2.3; PS3.7 C.4)
 _WARNINGS = (0x0001, 0x0107, 0x0116)
@@ -62,6 +66,8 @@ class Peer:
     #: name or address
     host: str
     port: int
+    #: None: in plain
+    tls: PeerTls | None = None
 
     def __str__(self) -> str:
         """Return name, AE title and address, as every message says them."""
@@ -75,6 +81,12 @@ class _Outgoing:
     path: Path
     sop_class_uid: str
     transfer_syntax_uid: str
+
+
+def peer_of(destination: Destination) -> Peer:
+    """Return a destination of the configuration as the other end of an association."""
+    of = destination
+    return Peer(of.name, of.ae_title, of.host, of.port, of.tls)
 
 
 def echo(peer: Peer, calling_ae_title: str, timeout_s: float) -> None:
@@ -96,7 +108,7 @@ def echo(peer: Peer, calling_ae_title: str, timeout_s: float) -> None:
         It takes the association and then does not answer.
     """
     contexts = [build_context(Verification)]
-    with _association(peer, calling_ae_title, contexts, timeout_s) as assoc:
+    with open_association(peer, calling_ae_title, contexts, timeout_s) as assoc:
         # accepted, yet without a context for Verification: the library has aborted it
         if not assoc.is_established:
             raise AssociationLost(f"{peer} ended the association at once", destination=peer.name)
@@ -155,7 +167,7 @@ def send(
             on_refused(path, error)
     if not outgoing:
         return
-    with _association(peer, calling_ae_title, _contexts(outgoing), timeout_s) as assoc:
+    with open_association(peer, calling_ae_title, _contexts(outgoing), timeout_s) as assoc:
         accepted = {
             (str(context.abstract_syntax), str(context.transfer_syntax[0]))
             for context in assoc.accepted_contexts
@@ -235,14 +247,31 @@ def _not_accepted(peer: Peer, item: _Outgoing) -> ContextNotAccepted:
 
 
 @contextmanager
-def _association(
-    peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
+def open_association(
+    peer: Peer,
+    calling_ae_title: str,
+    contexts: list[PresentationContext],
+    timeout_s: float,
+    handlers: Sequence[sockets.Handler] = (),
+    roles: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """Open an association; released at the end, aborted when the block raises.
 
     A release after a fault would wait for a peer that may be the fault.
+
+    Parameters
+    ----------
+    handlers
+        Of what the peer may ask on it, beside those of the socket.
+    roles
+        What this side wants to be of which SOP Class (PS3.7 D.3.3.4), where it is not the SCU.
+
+    Raises
+    ------
+    AssociationRefused
+        There is none. One that was accepted without a single context is given to the block.
     """
-    assoc = _associate(peer, calling_ae_title, contexts, timeout_s)
+    assoc = _associate(peer, calling_ae_title, contexts, timeout_s, handlers, roles)
     try:
         yield assoc
     except BaseException:
@@ -257,7 +286,12 @@ def _association(
 
 
 def _associate(
-    peer: Peer, calling_ae_title: str, contexts: list[PresentationContext], timeout_s: float
+    peer: Peer,
+    calling_ae_title: str,
+    contexts: list[PresentationContext],
+    timeout_s: float,
+    more_handlers: Sequence[sockets.Handler],
+    roles: Sequence[Any],
 ) -> Association:
     """Negotiate; returns also an association that was accepted without a single context.
 
@@ -266,10 +300,12 @@ def _associate(
     # the library then sends the bytes of the file; otherwise it decodes and encodes them again
     _config.STORE_SEND_CHUNKED_DATASET = True
     entity = application_entity(calling_ae_title, timeout_s)
+    context = _context(peer)
     # tells "nobody there" from "there, and silent": the library's answer is the same
     connected: list[bool] = []
     handlers = [
         *sockets.handlers(timeout_s),
+        *more_handlers,
         (evt.EVT_CONN_OPEN, lambda _event: connected.append(True)),
     ]
     try:
@@ -279,6 +315,8 @@ def _associate(
             contexts=contexts,
             ae_title=peer.ae_title,
             evt_handlers=handlers,
+            ext_neg=list(roles),
+            tls_args=None if context is None else (context, peer.host),
         )
     except socket.gaierror as error:
         raise AssociationRefused(
@@ -286,9 +324,22 @@ def _associate(
             destination=peer.name,
         ) from error
     if not assoc.is_established and not _nothing_in_common(assoc):
-        reason = _refusal(assoc, calling_ae_title, peer) if connected else _unreachable(peer)
+        if connected:
+            reason = _refusal(assoc, calling_ae_title, peer)
+        else:
+            reason = _unreachable(peer, context)
         raise AssociationRefused(f"{peer}: {reason}", destination=peer.name)
     return assoc
+
+
+def _context(peer: Peer) -> ssl.SSLContext | None:
+    """Return the TLS context for a peer, None for a plain association."""
+    if peer.tls is None:
+        return None
+    try:
+        return tls.client_context(peer.tls, peer.name)
+    except ConfigError as error:  # a file was there when the node started
+        raise AssociationRefused(f"{peer}: {error}", destination=peer.name) from error
 
 
 def _nothing_in_common(assoc: Association) -> bool:
@@ -301,6 +352,12 @@ def _refusal(assoc: Association, calling_ae_title: str, peer: Peer) -> str:
     """Say why a peer that is there gave no association (PS3.8 9.3.4)."""
     answer = assoc.acceptor.primitive
     if not assoc.is_rejected or answer is None:
+        if peer.tls is not None:
+            # with TLS 1.3 a refused client certificate is seen only after the handshake
+            return (
+                "the TLS connection was made, then no association came; check that it trusts this "
+                "node's certificate, and its host and AE title lists"
+            )
         return (
             "the connection was opened, then no association came; check that the port is a DICOM "
             "port, and its host and AE title lists"
@@ -319,14 +376,29 @@ def _refusal(assoc: Association, calling_ae_title: str, peer: Peer) -> str:
     )
 
 
-def _unreachable(peer: Peer) -> str:
+def _unreachable(peer: Peer, context: ssl.SSLContext | None) -> str:
     """Say what the network said; asked again, since the library keeps it to itself."""
+    why = "the connection failed"
     try:
-        socket.create_connection((peer.host, peer.port), _DIAGNOSIS_S).close()
-        why = "the connection failed"
+        with socket.create_connection((peer.host, peer.port), _DIAGNOSIS_S) as connection:
+            fault = None if context is None else _handshake_fault(connection, context, peer.host)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        fault, why = None, (error.strerror or str(error)).lower()
+    if fault is not None:
+        return (
+            f"no TLS connection to {peer.host}:{peer.port} ({fault}); check that the port speaks "
+            "TLS, and ca, certificate and check_host_name of its tls section"
+        )
     return (
         f"cannot connect to {peer.host}:{peer.port} ({why}); check that it runs, "
         "host, port and firewall"
     )
+
+
+def _handshake_fault(connection: socket.socket, context: ssl.SSLContext, host: str) -> str | None:
+    """Return what a handshake ends with, None when it goes well."""
+    try:
+        context.wrap_socket(connection, server_hostname=host).close()
+    except OSError as error:
+        return tls.reason_of(error)
+    return None

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 65536
 #: of an association: its socket, kept when the library has let go of it
 _ATTRIBUTE = "opened_socket"
 
-Handler = tuple[Any, Callable[[Any], None]]
+Handler = tuple[Any, Callable[[Any], Any]]
 
 
 def handlers(timeout_s: float) -> list[Handler]:

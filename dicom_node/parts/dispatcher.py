@@ -1,4 +1,4 @@
-"""The dispatcher: one lane per destination.
+"""The dispatcher: one lane per destination, and one for the reports that senders are owed.
 
 A lane is a thread that waits for its peer most of the time; a dead destination blocks only its own.
 """
@@ -11,6 +11,7 @@ from dicom_node.config import NodeConfig
 from dicom_node.delivery import Lane
 from dicom_node.folders import Folders
 from dicom_node.parts.process import run
+from dicom_node.pledges import Reporter
 from dicom_node.store.database import Database
 
 
@@ -25,10 +26,11 @@ def dispatcher(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     """
     folders = Folders(config.node.data_dir)
     database = Database(folders.database)
-    lanes = [
+    lanes: list[Lane | Reporter] = [
         Lane(database, folders.results, destination, config.node.ae_title)
         for destination in config.destination
     ]
+    lanes.append(Reporter(database, folders.inbox, config))
     threads = [threading.Thread(target=lane.run, args=(stop,)) for lane in lanes]
     for thread in threads:
         thread.start()

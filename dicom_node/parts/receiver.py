@@ -9,12 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 
+from pydicom.dataset import Dataset
+
 from dicom_node import clock, durable
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
+from dicom_node.association.commitment import Report
+from dicom_node.association.commitment_reports import Request
+from dicom_node.commitment import record_report
 from dicom_node.config import NodeConfig
 from dicom_node.folders import Folders
 from dicom_node.inbox import Inbox
 from dicom_node.parts.process import run
+from dicom_node.pledges import Pledges
 from dicom_node.series import ReceivedInstance
 from dicom_node.store import series_table
 from dicom_node.store.database import Database
@@ -33,6 +39,7 @@ class Reception:
     def __init__(self, database: Database, inbox: Inbox) -> None:
         self._database = database
         self._inbox = inbox
+        self._pledges = Pledges(database, inbox.root)
 
     def association_opened(self, calling_ae_title: str, peer_host: str) -> int:
         """Record it; returns its number in the ledger."""
@@ -58,6 +65,25 @@ class Reception:
         with self._database.begin() as db:
             series_table.record_instance(db, filed, clock.now())
 
+    def commitment_reported(self, report: Report) -> bool:
+        """Record what a destination commits to; returns whether it was asked."""
+        return record_report(self._database, report)
+
+    def commitment_asked(self, request: Request) -> int:
+        """Record that a sender is owed a report; returns its number."""
+        return self._pledges.asked(request)
+
+    def commitment_information(self, number: int) -> Dataset | None:
+        """Return what a report says, None when it is owed no more."""
+        return self._pledges.information(number)
+
+    def commitment_told(self, number: int, *, told: bool) -> None:
+        """Record that the sender took its report, or leave it to the dispatcher."""
+        if told:
+            self._pledges.sent(number)
+        else:
+            self._pledges.elsewhere(number)
+
     def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
         """Record what was refused, so that `status` shows it."""
         _log.warning("refused from %s at %s: %s", calling_ae_title, peer_host, reason)
@@ -66,7 +92,7 @@ class Reception:
 
 
 def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
-    """Receive until `stop` is set; raises PartFailed when the port cannot be had."""
+    """Receive until `stop` is set; raises PartFailed when a port cannot be had."""
     folders = Folders(config.node.data_dir)
     database = Database(folders.database)
     # of a killed predecessor: its series would wait for them until the cap
@@ -77,15 +103,18 @@ def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     settings = AcceptorSettings(
         ae_title=config.node.ae_title,
         bind=config.receiver.bind,
-        port=config.receiver.port,
+        port=config.receiver.port if config.receiver.plain else None,
         max_associations=config.receiver.max_associations,
         network_timeout_s=config.receiver.network_timeout,
         allowed_calling_ae_titles=config.receiver.allowed_calling_ae_titles,
         require_called_ae_title=config.receiver.require_called_ae_title,
+        tls=config.receiver.tls,
     )
     acceptor = Acceptor(settings, Reception(database, inbox))
     acceptor.start()
-    _log.info("receiving as %s on %s:%d", settings.ae_title, settings.bind, acceptor.port)
+    for port, how in ((acceptor.port, "plain"), (settings.tls and settings.tls.port, "over TLS")):
+        if port is not None:
+            _log.info("receiving as %s on %s:%d, %s", settings.ae_title, settings.bind, port, how)
     stop.wait()
     acceptor.stop()
 

@@ -180,16 +180,18 @@ def settle_delivery(
     state: DeliveryState,
     at: datetime,
     *,
+    of_state: DeliveryState = DeliveryState.QUEUED,
     reason: str | None = None,
     status: int | None = None,
     not_before: datetime | None = None,
 ) -> None:
-    """Record the outcome of one attempt on those of the deliveries that are still queued.
+    """Record the outcome of one attempt on those of the deliveries that are still in `of_state`.
 
     Parameters
     ----------
     state
-        QUEUED tries again at `not_before`; DELIVERED and DEAD are ends.
+        QUEUED tries again at `not_before`, STORED asks from then on whether the destination
+        commits; DELIVERED and DEAD are ends.
     reason
         Why it was not delivered; None clears an earlier reason.
     status
@@ -197,6 +199,8 @@ def settle_delivery(
     """
     values: dict[str, object] = {"state": state.value, "updated": clock.stamp(at), "reason": reason}
     values["attempts"] = delivery.c.attempts + 1
+    # an answer to what was asked before does not concern what comes now
+    values.update(transaction_uid=None, failure=None)
     if status is not None:
         values["status"] = status
     if not_before is not None:
@@ -206,7 +210,7 @@ def settle_delivery(
         .where(
             delivery.c.destination == destination,
             delivery.c.sop_instance_uid.in_(uids),
-            delivery.c.state == DeliveryState.QUEUED.value,
+            delivery.c.state == of_state.value,
         )
         .values(**values)
     )
@@ -238,6 +242,10 @@ def retry_dead(db: Connection, at: datetime) -> int:
             created=moment,
             not_before=moment,
             updated=moment,
+            transaction_uid=None,
+            failure=None,
+            committed=None,
+            found=None,
         )
     ).rowcount
 
@@ -253,7 +261,7 @@ def delivery_counts(db: Connection) -> dict[tuple[str, str], int]:
 
 
 def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return why something is not delivered: at most `limit` faults, the newest first.
+    """Return why something is not delivered, or not found again: at most `limit`, the newest first.
 
     One row per ``destination``, ``state`` and ``reason``: ``n`` objects, ``updated`` of the newest.
     """
@@ -265,7 +273,7 @@ def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[ty
             func.count().label("n"),
             func.max(delivery.c.updated).label("updated"),
         )
-        .where(delivery.c.reason.is_not(None), delivery.c.state != DeliveryState.DELIVERED.value)
+        .where(delivery.c.reason.is_not(None))
         .group_by(delivery.c.destination, delivery.c.state, delivery.c.reason)
         .order_by(func.max(delivery.c.updated).desc())
         .limit(limit)
@@ -339,7 +347,8 @@ def score_identity(db: Connection, score_id: int) -> tuple[str, str, str]:
 def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[type-arg]
     """Return how many (``n``) of a score's objects are in which state on their way.
 
-    Per ``kind``, ``destination`` and ``state``; of several reasons ``reason`` is one.
+    Per ``kind``, ``destination`` and ``state``; of several reasons ``reason`` is one. How many of
+    them the destination commits to is ``n_committed``, how many were found there ``n_found``.
     """
     rows = db.execute(
         select(
@@ -348,6 +357,8 @@ def deliveries_of(db: Connection, score_id: int) -> list[Row]:  # type: ignore[t
             delivery.c.state,
             func.max(delivery.c.reason).label("reason"),
             func.count().label("n"),
+            func.count(delivery.c.committed).label("n_committed"),
+            func.count(delivery.c.found).label("n_found"),
         )
         .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
         .where(result.c.score_id == score_id)
@@ -368,7 +379,8 @@ def progress_of(db: Connection) -> tuple[int, int]:
         .join(result, result.c.score_id == score.c.id)
         .join(delivery, delivery.c.sop_instance_uid == result.c.sop_instance_uid)
     )
-    open_deliveries = with_deliveries.where(delivery.c.state == DeliveryState.QUEUED.value)
+    under_way = (DeliveryState.QUEUED.value, DeliveryState.STORED.value)
+    open_deliveries = with_deliveries.where(delivery.c.state.in_(under_way))
     dead_deliveries = with_deliveries.where(delivery.c.state == DeliveryState.DEAD.value)
     reported = select(job.c.series_instance_uid).where(
         job.c.stage == list(Stage)[-1].value, job.c.state == JobState.DONE.value

@@ -142,7 +142,7 @@ def _count_instance(db: Connection, uid: str, moment: str) -> None:
     db.execute(
         update(series)
         .where(series.c.series_instance_uid == uid)
-        .values(n_instances=series.c.n_instances + 1, last_received=moment)
+        .values(n_instances=series.c.n_instances + 1, last_received=moment, asked=None)
     )
 
 
@@ -164,7 +164,8 @@ def complete_due(db: Connection, rule: Rule, at: datetime) -> list[str]:
     Complete is: quiet for `quiet_s`, no association that carried it open and no slice missing
     between others; or as many as its sender says there are; or `cap_s` after its first instance,
     whatever else. The association is the better sign, the quiet time bridges senders that open one
-    per instance, and the cap answers those that never close theirs.
+    per instance, and the cap answers those that never close theirs. A sender that asked for storage
+    commitment of every instance has sent them all: no quiet time is needed.
     """
     still_open = (
         select(carried.c.association_id)
@@ -177,12 +178,13 @@ def complete_due(db: Connection, rule: Rule, at: datetime) -> list[str]:
     )
     quiet = _before(series.c.last_received, rule.quiet_s, at) & ~still_open
     capped = _before(series.c.first_received, rule.cap_s, at)
+    asked = series.c.asked.is_not(None) & ~still_open
     long_quiet = _before(series.c.last_received, rule.gap_quiet_s, at)
     receiving = db.execute(
         select(
             *(series.c.series_instance_uid, series.c.revision, series.c.n_instances),
             quiet.label("quiet"),
-            (capped | (quiet & long_quiet)).label("over"),
+            (capped | asked | (quiet & long_quiet)).label("over"),
         )
         .where(series.c.state == RECEIVING, series.c.n_instances > 0)
         .order_by(series.c.first_received)

@@ -74,6 +74,9 @@ series = Table(
     Column("n_instances", Integer, nullable=False),
     Column("first_received", String, nullable=False),
     Column("last_received", String, nullable=False),
+    # when a sender asked for storage commitment of every instance that had come; null: it did not,
+    # or more came since
+    Column("asked", String),
 )
 
 #: one row per SOP Instance UID: the first content stays, whatever is sent later
@@ -314,6 +317,37 @@ result = Table(
     Column("file_name", String, nullable=False),
 )
 
+#: what destinations were asked to commit to; kept, for a report may come late
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("transaction_uid", String, primary_key=True),
+    Column("destination", String, nullable=False),
+    Column("asked", String, nullable=False),
+    # null while there is no answer
+    Column("answered", String),
+)
+
+#: reports that senders are owed who asked whether this node commits to instances
+owed = Table(
+    "owed",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("calling_ae_title", String, nullable=False),
+    Column("transaction_uid", String, nullable=False),
+    Column("peer_host", String, nullable=False),
+    # pairs of SOP Class UID and SOP Instance UID
+    Column("instances", JSON, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", String),
+    Column("asked", String, nullable=False),
+    Column("not_before", String, nullable=False),
+    Column("updated", String, nullable=False),
+    UniqueConstraint("calling_ae_title", "transaction_uid"),
+    Index(None, "state", "not_before"),
+)
+
 #: the outbox: one row per object and destination, written in the transaction of its result
 delivery = Table(
     "delivery",
@@ -327,5 +361,13 @@ delivery = Table(
     Column("status", Integer),
     Column("reason", String),
     Column("updated", String, nullable=False),
+    # in which the destination was asked last to commit; null: not since it was stored
+    Column("transaction_uid", String),
+    # Failure Reason of that transaction's report; null: none
+    Column("failure", Integer),
+    # when the destination said that it commits; null: it did not, or was not asked
+    Column("committed", String),
+    # when it was found again at the destination, in its study; null: it was not, or not looked for
+    Column("found", String),
     Index(None, "destination", "state", "not_before"),
 )

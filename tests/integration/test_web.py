@@ -14,11 +14,12 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from dicom_node.config import Destination, Node, NodeConfig, digest
+from dicom_node.config import Node, NodeConfig, digest
 from dicom_node.findings import Finding
 from dicom_node.folders import Folders
 from dicom_node.grouping import Protocols
 from dicom_node.jobs import DeliveryState, JobState, Stage
+from dicom_node.network_config import Destination
 from dicom_node.protocol_config import Match
 from dicom_node.store import job_table, result_table, series_table, warning_table
 from dicom_node.store.database import Database

@@ -3,10 +3,12 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from dicom_node import config
@@ -75,7 +77,7 @@ def example_lines():
     """(table, key) -> the line with the key and the line above; keys that are commented out too."""
     found, table, above = {}, "", ""
     for line in EXAMPLE.read_text("utf-8").splitlines():
-        if head := re.match(r"\[+([a-z_.]+)\]+", line):
+        if head := re.match(r"(?:# )?\[+([a-z_.]+)\]+", line):
             table = head[1]
         elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
             assert (table, key[1]) not in found, f"{table}.{key[1]} stands there twice"
@@ -137,7 +139,20 @@ def test_the_example_says_what_the_defaults_are():
 
 def test_keys_that_the_example_leaves_out_have_no_default_or_none():
     left_out = set(FIELDS) - set(example_values())
-    assert {FIELDS[place].default for place in left_out} == {None}
+    assert {FIELDS[place].default for place in left_out if not optional(place)} == {None}
+
+
+def optional(place):
+    """Whether it is of a section that the example shows as a comment."""
+    return place[0] == "peer" or place[0].endswith(".tls")
+
+
+def test_a_section_that_is_commented_out_shows_its_defaults():
+    for place in filter(optional, FIELDS):
+        of, written = FIELDS[place], tomllib.loads(example_lines()[place][0])[place[1]]
+        read = TypeAdapter(Annotated[of.annotation, *of.metadata]) if of.metadata else None
+        shown = read.validate_python(written) if read else written
+        assert of.default in (None, PydanticUndefined, shown), place
 
 
 def test_an_empty_file_is_the_defaults(folder):
@@ -339,9 +354,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(folder, text, said
 def test_a_key_with_a_slip_of_the_pen_is_led_back_to_the_right_one(folder, place):
     table, key = place
     slip = key[:-1] + key[-1] * 2
-    head = f"[[{table}]]" if table in {"protocol", "destination"} else f"[{table}]"
-    if table == "protocol.match":
-        head = '[[protocol]]\nname = "p"\n[protocol.match]'
+    head = f"[[{table}]]" if table in {"protocol", "destination", "peer"} else f"[{table}]"
+    if table in {"protocol.match", "destination.tls", "peer.tls"}:
+        head = f'[[{table.split(".")[0]}]]\nname = "p"\n[{table}]'
     said = [line for line in fault(folder, f"{head}\n{slip} = 1") if slip in line.split(": ")[0]]
     assert len(said) == 1
     assert said[0].endswith(f"unknown key; did you mean {key!r}?")

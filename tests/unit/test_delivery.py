@@ -14,8 +14,8 @@ from sqlalchemy import select
 from dicom_node import clock
 from dicom_node.association import sockets
 from dicom_node.association.collector import StorageCollector
-from dicom_node.config import Destination
 from dicom_node.delivery import Lane
+from dicom_node.network_config import Destination
 from dicom_node.store import result_table
 from dicom_node.store.tables import delivery
 from tests.make import ledgers

@@ -17,11 +17,12 @@ import pytest
 
 from dicom_node import config, node
 from dicom_node.association.requestor import Peer, echo, send
-from dicom_node.config import Destination, Node, NodeConfig, Receiver
+from dicom_node.config import Node, NodeConfig
 from dicom_node.delivery import Lane
 from dicom_node.demo.pacs import free_ports
 from dicom_node.errors import ConfigError, PartFailed
 from dicom_node.folders import Folders
+from dicom_node.network_config import Destination, Receiver
 from dicom_node.node import Supervisor
 from dicom_node.parts import process
 from dicom_node.parts.control import control
@@ -272,7 +273,7 @@ def test_the_receiver_as_a_program_says_where_it_receives(settings, tmp_path):
         assert running.wait(30) == 0
     assert (event["level"], event["part"]) == ("INFO", "receiver")
     assert event["logger"] == "dicom_node.parts.receiver"
-    assert event["message"] == f"receiving as DICOM_NODE on 127.0.0.1:{port}"
+    assert event["message"] == f"receiving as DICOM_NODE on 127.0.0.1:{port}, plain"
 
 
 @pytest.mark.usefixtures("database")

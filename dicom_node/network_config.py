@@ -1,0 +1,114 @@
+"""``[receiver]``, ``[[destination]]`` and ``[[peer]]``: who is on the other end of the wire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dicom_node.config_types import AETitle, Port, Seconds, Section
+
+#: registered with IANA for DICOM over TLS (PS3.15 B.12 names no port of its own)
+TLS_PORT = 2762
+
+
+class ReceiverTls(Section):
+    """``[receiver.tls]``: a port that speaks TLS (PS3.15 Annex B); files are PEM."""
+
+    port: Port = TLS_PORT
+    #: the node's own, with the intermediate ones after it
+    certificate: Path
+    #: its private key, without a pass phrase
+    key: Path
+    #: who must have signed a sender's certificate
+    ca: Path | None = None
+    client_certificate: Literal["required", "none"] = "required"
+
+    @model_validator(mode="after")
+    def _authority_named(self) -> ReceiverTls:
+        if self.client_certificate == "required" and self.ca is None:
+            raise ValueError(
+                "receiver.tls.ca is missing: name the authorities that sign senders' certificates, "
+                'or set client_certificate = "none"'
+            )
+        return self
+
+
+class Receiver(Section):
+    """``[receiver]``: the C-STORE SCP."""
+
+    #: loopback by default: a node that is not yet set up must not be open to the network
+    bind: str = "127.0.0.1"
+    #: registered for DICOM with IANA; 104 would need root
+    port: Port = 11112
+    #: false: only ``[receiver.tls]`` listens
+    plain: bool = True
+    max_associations: Annotated[int, Field(ge=1, le=1000)] = 25
+    #: a peer that is silent this long is cut off
+    network_timeout: Seconds = 60.0
+    #: calling AE titles that may store; empty admits any that knows our AE title
+    allowed_calling_ae_titles: tuple[AETitle, ...] = ()
+    require_called_ae_title: bool = True
+    tls: ReceiverTls | None = None
+
+    @model_validator(mode="after")
+    def _listens(self) -> Receiver:
+        if not self.plain and self.tls is None:
+            raise ValueError("receiver.plain = false needs [receiver.tls]: nothing would listen")
+        if self.plain and self.tls is not None and self.tls.port == self.port:
+            raise ValueError("receiver.tls.port must differ from receiver.port")
+        return self
+
+
+class PeerTls(Section):
+    """``[destination.tls]``, ``[peer.tls]``: associations to it go over TLS; files are PEM."""
+
+    #: who must have signed its certificate; the system's authorities where it is left out
+    ca: Path | None = None
+    #: ours, where it demands one, with the intermediate ones after it
+    certificate: Path | None = None
+    #: its private key, without a pass phrase
+    key: Path | None = None
+    #: the certificate must be of the host that is called
+    check_host_name: bool = True
+
+    @model_validator(mode="after")
+    def _pair(self) -> PeerTls:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key of a tls section go together")
+        return self
+
+
+class KnownPeer(Section):
+    """``[[peer]]``: a sender that may ask for storage commitment, and where it is told."""
+
+    ae_title: AETitle
+    host: str
+    port: Port
+    #: for the connection and for each answer
+    timeout: Seconds = 30.0
+    tls: PeerTls | None = None
+
+
+class Destination(Section):
+    """``[[destination]]``: a PACS that receives results; one lane each."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    ae_title: AETitle
+    host: str
+    port: Port
+    #: for the connection and for each answer
+    timeout: Seconds = 30.0
+    #: the wait after the first failure; it doubles up to the next
+    retry_first: Seconds = 30.0
+    retry_max: Seconds = 3600.0
+    #: after this long an object is set aside
+    give_up: Seconds = 3 * 86400.0
+    #: an object counts as delivered only when the destination says that it commits to it
+    commitment: bool = False
+    #: an object is sent again when it has not said so for this long
+    commitment_timeout: Seconds = 3600.0
+    #: what is delivered is looked for there (C-FIND), and found again or missed by name
+    verify: bool = False
+    tls: PeerTls | None = None
