@@ -11,7 +11,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import astuple, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,7 @@ from dicom_node import (
     clock,
     cohort_command,
     config,
+    dicomweb,
     digest_command,
     evaluate_command,
     logs,
@@ -48,6 +51,7 @@ from dicom_node.command_line import (
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
 from dicom_node.folders import cache_folder
+from dicom_node.network_config import WebDestination
 from dicom_node.node import Supervisor
 from dicom_node.status import collect_status
 from dicom_node.store import job_table, result_table
@@ -126,6 +130,8 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
         where = f"{destination.ae_title} at {destination.host}:{destination.port}"
         where += ", over TLS" if destination.tls else ""
         _add_row(table, f"sends to {destination.name}", where)
+    for web in settings.web_destination:
+        _add_row(table, f"sends to {web.name}", f"{web.url}, DICOMweb")
     _add_row(table, "keeps data in", settings.node.data_dir)
     _out.print(table)
     for warning in _warnings(settings):
@@ -146,7 +152,7 @@ def _warnings(settings: NodeConfig) -> list[str]:
         found.append("there is no [[protocol]]: alike series are scored in shadow, nothing is sent")
     elif not settings.protocol:
         found.append("there is no [[protocol]]: every series will be filed and none scored")
-    if not settings.destination:
+    if not settings.destinations:
         found.append("there is no [[destination]]: results stay on this machine")
     if not settings.receiver.allowed_calling_ae_titles:
         found.append("receiver.allowed_calling_ae_titles is empty: any caller may store")
@@ -168,11 +174,15 @@ def echo_command(
     settings = config.load(config_path)
     # the node's own title calls: a PACS that knows the node answers, one that does not says so
     peers = [*_own_peers(settings), *map(peer_of, settings.destination)]
-    chosen = [peer for peer in peers if name in (None, peer.name)]
+    asks: list[tuple[str, Callable[[], str]]] = [
+        *((peer.name, partial(_echo_peer, peer, settings.node.ae_title)) for peer in peers),
+        *((web.name, partial(_reach, web)) for web in settings.web_destination),
+    ]
+    chosen = [ask for ask in asks if name in (None, ask[0])]
     if not chosen:
-        raise ConfigError(f"no destination is named {name!r}; there are {[p.name for p in peers]}")
+        raise ConfigError(f"no destination is named {name!r}; there are {[one for one, _ in asks]}")
     # all are asked, whatever the first says
-    failed = [peer for peer in chosen if not _echo_one(peer, settings.node.ae_title)]
+    failed = [ask for ask in chosen if not _answered(*ask)]
     raise typer.Exit(1 if failed else 0)
 
 
@@ -188,14 +198,26 @@ def _own_peers(settings: NodeConfig) -> list[Peer]:
     return found
 
 
-def _echo_one(peer: Peer, calling_ae_title: str) -> bool:
-    """Send one C-ECHO and print what came of it; returns whether the peer answered."""
+def _echo_peer(peer: Peer, calling_ae_title: str) -> str:
+    """Send one C-ECHO; returns where to."""
+    echo(peer, calling_ae_title, _ECHO_TIMEOUT_S)
+    return f"{peer.ae_title} at {peer.host}:{peer.port}"
+
+
+def _reach(of: WebDestination) -> str:
+    """Ask a DICOMweb server for one study; returns where it is."""
+    dicomweb.reach(dicomweb.peer_of(of), _ECHO_TIMEOUT_S)
+    return of.url
+
+
+def _answered(name: str, ask: Callable[[], str]) -> bool:
+    """Ask and print what came of it; returns whether there was an answer."""
     try:
-        echo(peer, calling_ae_title, _ECHO_TIMEOUT_S)
+        where = ask()
     except DeliveryError as error:
-        _say(f"{peer.name}: no answer.", "red", str(error))
+        _say(f"{name}: no answer.", "red", str(error))
         return False
-    _say(f"{peer.name}: answered", "green", f"({peer.ae_title} at {peer.host}:{peer.port})")
+    _say(f"{name}: answered", "green", f"({where})")
     return True
 
 

@@ -21,7 +21,13 @@ from pydantic import ValidationError as _ValidationError
 
 from dicom_node.config_types import AETitle, Bytes, Port, Scale, Seconds, Section, Share
 from dicom_node.errors import ConfigError
-from dicom_node.network_config import Destination, KnownPeer, Receiver
+from dicom_node.network_config import (
+    AnyDestination,
+    Destination,
+    KnownPeer,
+    Receiver,
+    WebDestination,
+)
 from dicom_node.protocol_config import Protocol
 
 _Tls = TypeVar("_Tls", Receiver, Destination, KnownPeer)
@@ -190,15 +196,21 @@ class NodeConfig(Section):
     log: Log = Log()
     protocol: tuple[Protocol, ...] = ()
     destination: tuple[Destination, ...] = ()
+    web_destination: tuple[WebDestination, ...] = ()
     peer: tuple[KnownPeer, ...] = ()
 
     @model_validator(mode="after")
     def _names_unique(self) -> NodeConfig:
-        for kind, parts in (("protocol", self.protocol), ("destination", self.destination)):
+        for kind, parts in (("protocol", self.protocol), ("destination", self.destinations)):
             names = [part.name for part in parts]
             if len(set(names)) != len(names):
                 raise ValueError(f"two [[{kind}]] have one name: {names}")
         return self
+
+    @property
+    def destinations(self) -> tuple[AnyDestination, ...]:
+        """Whoever results are sent to, by DIMSE and by DICOMweb."""
+        return (*self.destination, *self.web_destination)
 
     def protocol_named(self, name: str) -> Protocol:
         """Return the protocol called `name`.
@@ -265,8 +277,17 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
             "receiver": _with_tls(config.receiver, folder),
             "peer": tuple(_with_tls(entry, folder) for entry in config.peer),
             "destination": tuple(_with_tls(entry, folder) for entry in config.destination),
+            "web_destination": tuple(
+                _anchored_files(entry, folder) for entry in config.web_destination
+            ),
         }
     )
+
+
+def _anchored_files(section: WebDestination, folder: Path) -> WebDestination:
+    """Resolve the files that a section names."""
+    files = {key: folder / value for key, value in section if isinstance(value, Path)}
+    return section.model_copy(update=files)
 
 
 def _with_tls(section: _Tls, folder: Path) -> _Tls:

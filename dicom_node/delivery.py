@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from dicom_node import clock
+from dicom_node import clock, dicomweb
 from dicom_node.association.requestor import peer_of, send
 from dicom_node.commitment import Commitments
 from dicom_node.errors import AssociationLost, DeliveryError, FileUnreadable, NodeError
-from dicom_node.network_config import Destination
+from dicom_node.network_config import AnyDestination, Destination
 from dicom_node.outbox import Outbox
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
@@ -35,6 +37,13 @@ _log = logging.getLogger(__name__)
 _IDLE_S = 0.5
 #: at most this many objects travel on one association
 _PER_ASSOCIATION = 500
+
+
+class _Callbacks(TypedDict):
+    """What both ways of sending tell, file by file."""
+
+    on_stored: Callable[[Path, int], None]
+    on_refused: Callable[[Path, DeliveryError], None]
 
 
 class Lane:
@@ -51,28 +60,30 @@ class Lane:
     """
 
     def __init__(
-        self, database: Database, results: Path, destination: Destination, calling_ae_title: str
+        self, database: Database, results: Path, destination: AnyDestination, calling_ae_title: str
     ) -> None:
         self._database = database
         self._results = results
         self._destination = destination
         self._calling = calling_ae_title
-        self._peer = peer_of(destination)
         self._outbox = Outbox(database, destination)
-        self._commitments = Commitments(database, results, destination, calling_ae_title)
-        self._verification = Verification(database, destination, calling_ae_title)
+        self._commitments: Commitments | None = None
+        self._verification: Verification | None = None
+        if isinstance(destination, Destination):
+            self._commitments = Commitments(database, results, destination, calling_ae_title)
+            self._verification = Verification(database, destination, calling_ae_title)
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set; the association in hand is finished first."""
         begun = False
         while not stop.is_set():
             try:
-                if not begun:
+                if not begun and self._commitments is not None:
                     self._commitments.begin()
-                    begun = True
+                begun = True
                 busy = self.send_due()
-                busy = self._commitments.step() or busy
-                busy = self._verification.step() or busy
+                for after in (self._commitments, self._verification):
+                    busy = (after is not None and after.step()) or busy
             except NodeError as error:
                 _log.warning("lane %s: %s", self._destination.name, error)
                 busy = False
@@ -93,11 +104,8 @@ class Lane:
         # in the order of sending: whoever is first in it while sending is the one under way
         waiting = {self._results / item.file_name: item for item in due}
         try:
-            send(
-                self._peer,
-                self._calling,
+            self._send(
                 list(waiting),
-                self._destination.timeout,
                 on_stored=lambda path, status: self._outbox.acknowledged(waiting.pop(path), status),
                 on_refused=lambda path, error: self._refused(waiting.pop(path), error),
             )
@@ -108,6 +116,14 @@ class Lane:
             lost = isinstance(error, AssociationLost)
             self._outbox.put_off(error, left[:1] if lost else left)
         return True
+
+    def _send(self, files: list[Path], **callbacks: Unpack[_Callbacks]) -> None:
+        """Send files by what the destination speaks; raises DeliveryError."""
+        of = self._destination
+        if isinstance(of, Destination):
+            send(peer_of(of), self._calling, files, of.timeout, **callbacks)
+        else:
+            dicomweb.send(dicomweb.peer_of(of), files, of.timeout, **callbacks)
 
     def _refused(self, item: DueDelivery, error: DeliveryError) -> None:
         """Set aside what no retry can deliver: the object is refused, not the moment."""

@@ -21,12 +21,8 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_node.errors import (
-    AssociationRefused,
-    DeliveryError,
-    FileUnreadable,
-    StoreFailed,
-)
+from dicom_node.errors import AssociationRefused, DeliveryError, FileUnreadable, StoreFailed
+from dicom_node.network_config import WebDestination
 
 #: of the object or of its encoding; any other status of failure concerns the server or the address
 _REFUSES_OBJECT = frozenset({400, 406, 409, 413, 415, 422})
@@ -51,6 +47,24 @@ class WebPeer:
     def __str__(self) -> str:
         """Name it as messages do."""
         return f"{self.name} ({self.url})"
+
+
+def peer_of(of: WebDestination) -> WebPeer:
+    """Return a destination of the configuration as a server; reads its token.
+
+    Raises FileUnreadable, which passes when the file is put right.
+    """
+    token = ""
+    if of.token_file is not None:
+        try:
+            token = of.token_file.read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            raise FileUnreadable(
+                f"web_destination {of.name}: token_file = {of.token_file}: {error}",
+                destination=of.name,
+            ) from error
+    pair = (of.certificate, of.key) if of.certificate and of.key else None
+    return WebPeer(of.name, of.url, token, of.ca, pair)
 
 
 def send(

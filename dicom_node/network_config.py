@@ -91,13 +91,10 @@ class KnownPeer(Section):
     tls: PeerTls | None = None
 
 
-class Destination(Section):
-    """``[[destination]]``: a PACS that receives results; one lane each."""
+class LaneSettings(Section):
+    """What every kind of destination has: its name, and how long to try."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-    ae_title: AETitle
-    host: str
-    port: Port
     #: for the connection and for each answer
     timeout: Seconds = 30.0
     #: the wait after the first failure; it doubles up to the next
@@ -105,6 +102,14 @@ class Destination(Section):
     retry_max: Seconds = 3600.0
     #: after this long an object is set aside
     give_up: Seconds = 3 * 86400.0
+
+
+class Destination(LaneSettings):
+    """``[[destination]]``: a PACS that receives results; one lane each."""
+
+    ae_title: AETitle
+    host: str
+    port: Port
     #: an object counts as delivered only when the destination says that it commits to it
     commitment: bool = False
     #: an object is sent again when it has not said so for this long
@@ -112,3 +117,27 @@ class Destination(Section):
     #: what is delivered is looked for there (C-FIND), and found again or missed by name
     verify: bool = False
     tls: PeerTls | None = None
+
+
+class WebDestination(LaneSettings):
+    """``[[web_destination]]``: a DICOMweb server that results go to by STOW-RS; one lane each."""
+
+    #: of the service, without "/studies"
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+")]
+    #: holds a bearer token; read for each round, so that it may be renewed
+    token_file: Path | None = None
+    #: who must have signed the server's certificate; the system's authorities where it is left out
+    ca: Path | None = None
+    #: ours, where the server demands one, and its private key, without a pass phrase; PEM
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> WebDestination:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key of a web_destination go together")
+        return self
+
+
+#: whoever results are sent to
+AnyDestination = Destination | WebDestination

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from dicom_node import clock
 from dicom_node.errors import DeliveryError
 from dicom_node.jobs import DeliveryState
-from dicom_node.network_config import Destination
+from dicom_node.network_config import AnyDestination, Destination
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
 from dicom_node.store.result_table import DueDelivery
@@ -21,7 +21,7 @@ from dicom_node.store.result_table import DueDelivery
 class Outbox:
     """Records outcomes for one destination."""
 
-    def __init__(self, database: Database, destination: Destination) -> None:
+    def __init__(self, database: Database, destination: AnyDestination) -> None:
         self._database = database
         self._destination = destination
 
@@ -30,7 +30,8 @@ class Outbox:
 
         Where the destination is asked whether it commits, the object is not delivered yet.
         """
-        asks = self._destination.commitment
+        of = self._destination
+        asks = isinstance(of, Destination) and of.commitment
         at = clock.now()
         with self._database.begin() as db:
             result_table.settle_delivery(

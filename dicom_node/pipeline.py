@@ -222,7 +222,7 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     progress(0.5)
     shown = Found(source, voxel_map, labels, found, summary)
     made = write_objects(line, score_folder(line, entry), entry, shown)
-    destinations = [d.name for d in line.config.destination] if claimed.mode == "live" else []
+    destinations = [d.name for d in line.config.destinations] if claimed.mode == "live" else []
     with line.database.begin() as db:
         result_table.record_results(db, score_id, found, made, destinations, clock.now())
         result_table.supersede_deliveries(db, uid, series.revision, clock.now())

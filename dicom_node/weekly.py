@@ -155,7 +155,7 @@ def as_csv(found: Sequence[ProtocolWeek], config: NodeConfig) -> str:
     text = io.StringIO()
     lines = csv.writer(text)
     lines.writerow([*(field.name for field in fields(StudyRow)), "destinations"])
-    names = " ".join(destination.name for destination in config.destination)
+    names = " ".join(destination.name for destination in config.destinations)
     for one in found:
         lines.writerows([*astuple(study), names] for study in one.studies)
     return text.getvalue()
@@ -172,7 +172,7 @@ def as_html(found: Sequence[ProtocolWeek], config: NodeConfig, of: Week) -> str:
         week=of,
         node=config.node.node_id,
         protocols=found,
-        destinations=[d.name for d in config.destination],
+        destinations=[d.name for d in config.destinations],
         made=clock.now(),
         version=__version__,
     )

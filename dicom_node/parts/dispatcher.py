@@ -28,7 +28,7 @@ def dispatcher(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     database = Database(folders.database)
     lanes: list[Lane | Reporter] = [
         Lane(database, folders.results, destination, config.node.ae_title)
-        for destination in config.destination
+        for destination in config.destinations
     ]
     lanes.append(Reporter(database, folders.inbox, config))
     threads = [threading.Thread(target=lane.run, args=(stop,)) for lane in lanes]

@@ -1,5 +1,7 @@
 """STOW-RS: to a real Orthanc, and to servers that say no in every way."""
 
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node import dicomweb
+from dicom_node import clock, config, dicomweb
+from dicom_node.delivery import Lane
 from dicom_node.demo.pacs import find_orthanc, get_json, running_orthanc
 from dicom_node.dicomweb import WebPeer
-from dicom_node.errors import AssociationRefused, FileUnreadable, StoreFailed
+from dicom_node.errors import AssociationRefused, ConfigError, FileUnreadable, StoreFailed
+from dicom_node.network_config import WebDestination
+from tests.make import ledgers
+from tests.unit import test_delivery
 from tests.unit.test_objects import Source, to_bytes
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -182,3 +188,65 @@ def test_a_file_that_is_gone_costs_the_others_nothing(tmp_path):
     ((missing, error),) = refused
     assert missing.name == "gone.dcm"
     assert isinstance(error, FileUnreadable)
+
+
+# -- as a destination of the node ----------------------------------------------------------------
+
+
+def web_lane(database, folder, url, **changes):
+    of = WebDestination(name="web", url=url, timeout="5 s", retry_first="10 s", **changes)
+    return Lane(database, folder / "results", of, "NODE")
+
+
+def states(database):
+    return {(row.state, row.status) for row in test_delivery.rows(database, "web").values()}
+
+
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    monkeypatch.setattr(clock, "now", lambda: ledgers.after(1.0))
+    with ledgers.ledger(tmp_path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(200, ("delivered", 200)), (409, ("dead", 409)), (503, ("queued", None))],
+)
+def test_a_lane_records_what_the_server_says(database, tmp_path, status, expected):
+    test_delivery.outbox(database, tmp_path, 2, ("web",))
+    with answering(status, b"{}") as url:
+        assert web_lane(database, tmp_path, url).send_due()
+    assert states(database) == {expected}
+
+
+def test_a_token_that_cannot_be_read_may_be_put_right(database, tmp_path):
+    test_delivery.outbox(database, tmp_path, 2, ("web",))
+    token = tmp_path / "token"
+    with answering(200, b"{}") as url:
+        lane = web_lane(database, tmp_path, url, token_file=token)
+        assert lane.send_due()
+        assert states(database) == {("queued", None)}
+        reasons = {row.reason for row in test_delivery.rows(database, "web").values()}
+        assert all(str(token) in reason for reason in reasons)
+
+
+def test_the_configuration_takes_it_and_echo_asks_it(tmp_path):
+    program = str(Path(sys.executable).with_name("dicom-node"))
+    with answering(200, b"[]") as url:
+        text = f'[[web_destination]]\nname = "web"\nurl = "{url}"\n'
+        (tmp_path / "config.toml").write_text(text)
+        call = [program, "echo", "web", "--config", str(tmp_path / "config.toml")]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"web: answered ({url})\n"), done.stderr
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stdout
+
+
+def test_two_destinations_of_one_name_are_refused(tmp_path):
+    dimse = '[[destination]]\nname = "a"\nae_title = "A"\nhost = "h"\nport = 104\n'
+    web = '[[web_destination]]\nname = "a"\nurl = "http://h/dicom-web"\n'
+    (tmp_path / "config.toml").write_text(dimse + web)
+    with pytest.raises(ConfigError, match=r"two .*destination.* have one name"):
+        config.load(tmp_path / "config.toml")

@@ -144,7 +144,7 @@ def test_keys_that_the_example_leaves_out_have_no_default_or_none():
 
 def optional(place):
     """Whether it is of a section that the example shows as a comment."""
-    return place[0] == "peer" or place[0].endswith(".tls")
+    return place[0] in {"peer", "web_destination"} or place[0].endswith(".tls")
 
 
 def test_a_section_that_is_commented_out_shows_its_defaults():
@@ -354,7 +354,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(folder, text, said
 def test_a_key_with_a_slip_of_the_pen_is_led_back_to_the_right_one(folder, place):
     table, key = place
     slip = key[:-1] + key[-1] * 2
-    head = f"[[{table}]]" if table in {"protocol", "destination", "peer"} else f"[{table}]"
+    head = (
+        f"[[{table}]]"
+        if table in {"protocol", "destination", "web_destination", "peer"}
+        else f"[{table}]"
+    )
     if table in {"protocol.match", "destination.tls", "peer.tls"}:
         head = f'[[{table.split(".")[0]}]]\nname = "p"\n[{table}]'
     said = [line for line in fault(folder, f"{head}\n{slip} = 1") if slip in line.split(": ")[0]]
