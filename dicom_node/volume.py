@@ -2,8 +2,9 @@
 
 What cannot be one regular volume is refused with the reason that a scanner's operator needs: a
 finding in the wrong place is worse than none. Nothing is repaired: no slice is interpolated, no
-tilt is undone, no duplicate is chosen. Of the files the inbox has checked that they parse and hold
-all their pixels, and nothing else.
+tilt is undone, no volume of several is chosen; a slice that came twice, alike in everything, is
+taken once. Of the files the inbox has checked that they parse and hold all their pixels, and
+nothing else.
 
 This module and `objects` alone import highdicom, and its exceptions end here.
 
@@ -14,7 +15,9 @@ PS3.3 C.7.6.2 (Image Plane), C.7.6.16.2 (the same per frame), C.11.1 (Modality L
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +25,26 @@ import highdicom as hd
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom import uid
+from pydicom import config, uid
 from pydicom.dataset import Dataset
 
+from dicom_node import header, mosaic, several_volumes, slice_planes, source_pixels
 from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
+from dicom_node.several_volumes import Traits
+from dicom_node.slice_planes import Plane
+
+_log = logging.getLogger(__name__)
 
 #: of air, in Hounsfield units
 _AIR_HU = np.float32(-1000.0)
 #: fewer slices make no volume: localizers and scouts
 MIN_SLICES = 8
 
+_CT = {
+    uid.CTImageStorage,
+    uid.EnhancedCTImageStorage,
+    uid.LegacyConvertedEnhancedCTImageStorage,
+}
 #: one instance per slice
 _CLASSIC = {uid.CTImageStorage, uid.MRImageStorage}
 #: all slices in one multi-frame instance
@@ -41,12 +54,9 @@ _ENHANCED = {
     uid.LegacyConvertedEnhancedCTImageStorage,
     uid.LegacyConvertedEnhancedMRImageStorage,
 }
-#: PS3.3 C.7.6.2 for an instance; C.7.6.16.2 has the same attributes in a functional group per frame
-_PLANE = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-}
+#: 1 - cosine of the angle by which slices may be rotated against each other, 0.03 degrees: senders
+#: round the cosines of each slice by itself
+_ORIENTATION_TOLERANCE = 1e-7
 #: voxels are what the scanner measured: only Modality LUT or Rescale (PS3.3 C.11.1) is applied. A
 #: Real World Value Map would change the unit and refuse values outside its range; a presentation
 #: LUT (MONOCHROME1) would turn HU upside down
@@ -74,6 +84,8 @@ class Volume:
     #: headers without pixel data: one per slice in the order of axis 0, or one for an enhanced
     #: image
     headers: tuple[Dataset, ...]
+    #: what of the series was left out, and why
+    notes: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -101,6 +113,7 @@ def build(files: Sequence[Path]) -> Volume:
     ----------
     files
         All instances of the series, in any order; one multi-frame instance of an enhanced image.
+        A slice that came twice, alike but for its SOP Instance UID, is taken once (`Volume.notes`).
 
     Returns
     -------
@@ -114,23 +127,39 @@ def build(files: Sequence[Path]) -> Volume:
     InconsistentSeries
         There is no instance, or SOP Class or matrix differ, or there are several enhanced images.
     IrregularGeometry
-        A slice does not say where it lies, or the slices are too few, doubled, missing, not
-        parallel, tilted, or otherwise no regular stack.
+        A slice does not say where it lies, or the slices are too few, missing, not parallel,
+        tilted, several at one place (it says what differs between them), the tiles of a mosaic, or
+        otherwise no regular stack.
     UnsupportedPixels
-        The pixels do not decode, or are not finite once rescaled.
+        The pixels do not decode, or are not finite once rescaled, or their description lacks what
+        cannot be derived.
 
     Notes
     -----
     Memory peaks at six times the 16-bit pixels: encoded, decoded, and twice as float32.
     """
-    datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
-    try:
-        _check_consistent(datasets)
-        if datasets[0].SOPClassUID in _ENHANCED:
-            return _from_enhanced(datasets)
-        return _from_slices(datasets)
-    except _LIBRARY_ERRORS as error:
-        raise _fault(error) from error
+    with _unvalidated():
+        datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
+        try:
+            _check_consistent(datasets)
+            _check_no_mosaic(datasets)
+            for ds in datasets:
+                source_pixels.prepare(ds)
+            if datasets[0].SOPClassUID in _ENHANCED:
+                return _from_enhanced(datasets)
+            return _from_slices(datasets)
+        except _LIBRARY_ERRORS as error:
+            raise _fault(error) from error
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Read values as they are: a decimal string of 17 characters is a number all the same.
+
+    Nor does the library then warn of values, in words that repeat them: some are a patient's.
+    """
+    with config.disable_value_validation():
+        yield
 
 
 def _check_consistent(datasets: Sequence[Dataset]) -> None:
@@ -146,13 +175,13 @@ def _check_consistent(datasets: Sequence[Dataset]) -> None:
         raise NotScorable(f"{names}: only CT and MR images are scored")
     if any("PixelData" not in ds for ds in datasets):
         raise NotScorable(f"{names} instances of the series hold no pixel data")
-    for keyword in ("Rows", "Columns", "SamplesPerPixel"):
-        values = {ds.get(keyword) for ds in datasets}
+    for keyword, usual in (("Rows", None), ("Columns", None), ("SamplesPerPixel", 1)):
+        values = {ds.get(keyword) or usual for ds in datasets}
         if len(values) > 1:
             raise InconsistentSeries(
                 f"{keyword} differs inside the series: {sorted(map(str, values))}"
             )
-    if datasets[0].get("SamplesPerPixel", 1) != 1:
+    if (datasets[0].get("SamplesPerPixel") or 1) != 1:
         raise NotScorable("the images are in colour; only monochrome CT and MR are scored")
 
 
@@ -171,30 +200,103 @@ def _check_frame_of_reference(ds: Dataset) -> None:
         raise IrregularGeometry(f"instance {ds.SOPInstanceUID} has no FrameOfReferenceUID")
 
 
+def _check_no_mosaic(datasets: Sequence[Dataset]) -> None:
+    """Refuse images of which each is a volume in tiles."""
+    for ds in datasets:
+        tiles = mosaic.n_tiles(ds)
+        if tiles is not None:
+            raise IrregularGeometry(
+                f"the images are Siemens mosaics, {f'{tiles} slices' if tiles else 'all slices'} "
+                "as tiles of one image, whose places no standard attribute gives: have the "
+                "scanner or the PACS send single slices or enhanced images"
+            )
+
+
 def _from_slices(datasets: list[Dataset]) -> Volume:
     """Stack classic single-frame instances."""
     _check_size(len(datasets))
     for ds in datasets:
+        _check_single_frame(ds)
         _check_frame_of_reference(ds)
-    planes = [_plane({keyword: ds.get(keyword) for keyword in _PLANE}, ds) for ds in datasets]
-    _check_stack(planes)
-    # wants equal orientation and pixel spacing, and each distance within 1 % of their mean
-    geometry = hd.get_volume_from_series(datasets, dtype=np.float32, **_STORED_TO_MEASURED)
+    datasets, notes = _without_copies(datasets)
+    planes = [slice_planes.of_instance(ds) for ds in datasets]
+    _check_single_volume(planes, map(several_volumes.traits_of, datasets))
+    slice_planes.check_stack(planes)
+    # wants equal pixel spacing, and each distance within 1 % of their mean
+    geometry = hd.get_volume_from_series(
+        datasets,
+        dtype=np.float32,
+        orientation_tol=_ORIENTATION_TOLERANCE,
+        **_STORED_TO_MEASURED,
+    )
     places = _places(planes, geometry)
-    return _volume(geometry, [datasets[places.index(index)] for index in range(len(datasets))])
+    ordered = [datasets[places.index(index)] for index in range(len(datasets))]
+    return _volume(geometry, ordered, notes)
+
+
+def _check_single_frame(ds: Dataset) -> None:
+    """Refuse several frames without functional groups: nothing says where each lies.
+
+    One frame is the same as none named; results would refer to it by a number.
+    """
+    n_frames = int(ds.get("NumberOfFrames") or 1)
+    if n_frames > 1:
+        raise IrregularGeometry(
+            f"instance {ds.SOPInstanceUID} has {n_frames} frames; its SOP Class has one"
+        )
+    if "NumberOfFrames" in ds:
+        del ds.NumberOfFrames
+
+
+def _without_copies(datasets: list[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
+    """Leave out what came twice under two SOP Instance UIDs, and say so."""
+    planes = [slice_planes.of_instance(ds) for ds in datasets]
+    slice_planes.check_parallel(planes)
+    dropped = set(several_volumes.copies(datasets, planes))
+    if not dropped:
+        return datasets, ()
+    kept = [ds for index, ds in enumerate(datasets) if index not in dropped]
+    uid_text = datasets[0].SeriesInstanceUID
+    note = (
+        f"{len(dropped)} of {len(datasets)} instances of series {uid_text} left out: each is a "
+        "copy of another, under a SOP Instance UID of its own"
+    )
+    _log.warning(note)
+    _check_size(len(kept))
+    return kept, (note,)
+
+
+def _check_single_volume(planes: Sequence[Plane], traits: Iterable[Traits]) -> None:
+    """Refuse slices at the place of another, with what differs between them."""
+    doubled = len(planes) - len(set(slice_planes.places(planes)))
+    if doubled:
+        alike = several_volumes.at_one_place(planes, list(traits))
+        raise IrregularGeometry(
+            f"{doubled} of {len(planes)} slices lie at the position of another, and "
+            f"{several_volumes.difference(alike)}: several volumes in one series; send each as a "
+            "series of its own"
+        )
 
 
 def _from_enhanced(datasets: list[Dataset]) -> Volume:
     """Read one enhanced multi-frame image."""
     if len(datasets) != 1:
         raise InconsistentSeries(
-            f"the series has {len(datasets)} multi-frame images, not one volume"
+            f"the series has {len(datasets)} multi-frame images, not one volume, and "
+            + several_volumes.difference([[several_volumes.traits_of(ds) for ds in datasets]])
         )
     ds = datasets[0]
     _check_size(int(ds.get("NumberOfFrames") or 0))
     _check_frame_of_reference(ds)
-    planes = [_frame_plane(ds, frame) for frame in ds.get("PerFrameFunctionalGroupsSequence") or []]
-    _check_stack(planes)
+    frames = ds.get("PerFrameFunctionalGroupsSequence") or []
+    if len(frames) != ds.NumberOfFrames:
+        raise IrregularGeometry(
+            f"{ds.NumberOfFrames} frames, but functional groups of {len(frames)} of them"
+        )
+    planes = [slice_planes.of_frame(ds, frame) for frame in frames]
+    slice_planes.check_parallel(planes)
+    _check_single_volume(planes, (several_volumes.traits_of_frame(ds, one) for one in frames))
+    slice_planes.check_stack(planes)
     geometry = hd.Image.from_dataset(ds).get_volume(dtype=np.float32, **_STORED_TO_MEASURED)
     places = _places(planes, geometry)
     # highdicom orders the frames along the slice normal; many scanners store them the other way,
@@ -206,78 +308,7 @@ def _from_enhanced(datasets: list[Dataset]) -> Volume:
     return _volume(geometry, [ds])
 
 
-@dataclass(frozen=True, slots=True)
-class _Plane:
-    """Where one slice lies."""
-
-    #: (3,) LPS mm, centre of the first pixel
-    position: NDArray[np.float64]
-    #: (2, 3) directions of a row and of a column
-    axes: NDArray[np.float64]
-    #: (2,) mm between rows, between columns
-    spacing: NDArray[np.float64]
-
-
-def _plane(values: Mapping[str, Sequence[float] | None], ds: Dataset) -> _Plane:
-    """Read the attributes of one plane; refuse the first that is missing."""
-    for keyword, value in values.items():
-        if not value:
-            raise IrregularGeometry(f"instance {ds.SOPInstanceUID} has no {keyword}")
-    # of another number of values reshape makes a ValueError, and `build` a refusal
-    position, axes, spacing = (np.asarray(values[keyword], float) for keyword in _PLANE)
-    return _Plane(position.reshape(3), axes.reshape(2, 3), spacing.reshape(2))
-
-
-def _frame_plane(ds: Dataset, frame: Dataset) -> _Plane:
-    """Read the plane of a frame from its own functional groups, else from the shared ones.
-
-    A macro stands in one of the two (PS3.3 C.7.6.16); some files have no shared groups at all.
-    """
-    shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    groups = {
-        keyword: frame.get(name) or shared.get(name) or [Dataset()]
-        for keyword, name in _PLANE.items()
-    }
-    return _plane({keyword: items[0].get(keyword) for keyword, items in groups.items()}, ds)
-
-
-def _check_stack(planes: Sequence[_Plane]) -> None:
-    """Name what keeps the planes from being one regular stack; highdicom only says that it is none.
-
-    Gross faults alone: highdicom then applies its own, narrower tolerance. Not so for the tilt, of
-    which it takes 2.5 degrees for none: 6 mm over the height of a head.
-    """
-    axes = np.stack([plane.axes for plane in planes])  # (n, 2, 3)
-    if np.ptp(axes, axis=0).max() > 0.01:
-        raise IrregularGeometry("the slices are not parallel: ImageOrientationPatient differs")
-    normal = np.cross(axes[0, 0], axes[0, 1])
-    positions = np.stack([plane.position for plane in planes])  # (n, 3)
-    # the median: it stays the true distance while fewer than half of the slices are at fault
-    along = positions @ normal  # (n,)
-    steps = np.diff(np.sort(along))  # (n - 1,)
-    usual = float(np.median(steps))
-    doubled = int(np.count_nonzero(steps < max(0.1 * usual, 1e-3)))
-    if doubled:
-        raise IrregularGeometry(
-            f"{doubled} of {len(planes)} slices lie at the position of another: doubled instances, "
-            "or several volumes (echoes, b-values, time points) in one series"
-        )
-    if steps.max() > 1.5 * usual:
-        raise IrregularGeometry(
-            f"slices are missing: neighbours lie up to {steps.max():.2f} mm apart, "
-            f"most of them {usual:.2f} mm"
-        )
-    shift = positions - positions[along.argmin()]
-    across = float(np.linalg.norm(shift - np.outer(shift @ normal, normal), axis=1).max())
-    # the affine has no shear: half a pixel is as far as a slice may lie from where it says
-    if across > planes[0].spacing.min() / 2:
-        raise IrregularGeometry(
-            f"the slices are shifted in their own plane by up to {across:.1f} mm over the stack: "
-            "a gantry tilt, which is not corrected"
-        )
-
-
-def _places(planes: Sequence[_Plane], geometry: hd.Volume) -> list[int]:
+def _places(planes: Sequence[Plane], geometry: hd.Volume) -> list[int]:
     """Return which index of axis 0 each plane is, in the order given; highdicom keeps no order."""
     points = np.stack([np.append(plane.position, 1.0) for plane in planes])  # (n, 4)
     places = [round(float(at)) for at in (points @ np.linalg.inv(geometry.affine).T)[:, 0]]
@@ -295,11 +326,21 @@ def _fault(error: Exception) -> IrregularGeometry | UnsupportedPixels:
     return IrregularGeometry(f"the slices do not make one regular volume: {text}")
 
 
-def _volume(geometry: hd.Volume, ordered: Sequence[Dataset]) -> Volume:
+def _volume(geometry: hd.Volume, ordered: Sequence[Dataset], notes: tuple[str, ...] = ()) -> Volume:
     """Drop the pixels from the headers, which live as long as the volume; check the values."""
     voxels = np.ascontiguousarray(geometry.array, dtype=np.float32)
     if not np.isfinite(voxels).all():
         raise UnsupportedPixels("the pixel values are not finite after rescale")
+    _check_hounsfield(ordered[0], voxels)
     for ds in ordered:
         del ds.PixelData  # the library forgets its decoded copy with it
-    return Volume(voxels, np.asarray(geometry.affine, dtype=np.float64), tuple(ordered))
+    return Volume(voxels, np.asarray(geometry.affine, dtype=np.float64), tuple(ordered), notes)
+
+
+def _check_hounsfield(ds: Dataset, voxels: NDArray[np.float32]) -> None:
+    """Refuse a CT that says nothing of its unit, unless its values can be HU as they are."""
+    described = header.value(ds, "RescaleIntercept") is not None or "ModalityLUTSequence" in ds
+    if ds.SOPClassUID in _CT and not described and voxels.min() >= 0:
+        raise UnsupportedPixels(
+            "the CT has no RescaleIntercept, and no value below 0: its values are not in HU"
+        )

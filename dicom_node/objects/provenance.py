@@ -22,10 +22,12 @@ from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as Items
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
-from pydicom.valuerep import DA, DT, TM, validate_value
+from pydicom.valuerep import DA, DT, TM, PersonName, validate_value
 
 from dicom_node import __version__
 from dicom_node.errors import ObjectError
@@ -142,6 +144,8 @@ _IMAGE = (
 )
 #: enumerated (PS3.3 C.7.1.1); highdicom refuses anything else
 _SEXES = ("M", "F", "O", "")
+#: a switch of the character set (PS3.5 6.1.2.5.1)
+_ESCAPE = re.compile("\x1b[\x20-\x2f]+[\x30-\x7e]")
 #: "+0900": hours and minutes (PS3.3 C.12.1)
 _OFFSET = re.compile(r"([+-])(\d{2})([0-5]\d)")
 
@@ -296,17 +300,48 @@ def _elements(source: Dataset, keywords: Iterable[str]) -> Iterator[DataElement]
     """Yield copies of the elements that are there and can be read, unchecked and as Unicode."""
     for keyword in keywords:
         tag = tag_for_keyword(keyword)
-        if tag is None or tag not in source:
-            continue
-        try:
-            # raw elements are checked on first access: here the faulty ones are wanted too
-            with config.disable_value_validation():
-                element = source[tag]
-            value = str(element.value or "") if element.VR == "PN" else deepcopy(element.value)
-        except (ValueError, TypeError, NotImplementedError):
-            continue  # the sender's value is not of its VR: as good as missing
-        ignore = config.IGNORE
-        yield DataElement(tag, dictionary_VR(tag), value, validation_mode=ignore)
+        element = _element(source, keyword, tag) if tag is not None and tag in source else None
+        if element is not None:
+            yield element
+
+
+def _element(source: Dataset, keyword: str, tag: int) -> DataElement | None:
+    """Copy one element; None where the sender's value is not of its VR: as good as missing."""
+    # functional groups are large, and of their text nothing is used
+    copied = deepcopy if keyword in _IMAGE else _as_unicode
+    try:
+        # raw elements are checked on first access: here the faulty ones are wanted too
+        with config.disable_value_validation():
+            found = source[tag]
+            value = copied("" if found.VR == "PN" and not found.value else found.value)
+            return DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE)
+    except (ValueError, TypeError, NotImplementedError):
+        return None
+
+
+def _as_unicode(value: object) -> object:
+    """Copy a value so that nothing of it keeps the source's character set.
+
+    What was read from a file and not yet looked at is written again byte by byte, and a result has
+    another character set: items of sequences are looked at here.
+    """
+    if isinstance(value, Items):
+        return [_unicode_item(item) for item in value]
+    if isinstance(value, MultiValue):
+        return [_as_unicode(one) for one in value]
+    if isinstance(value, str | PersonName):
+        # the library leaves those of ISO 2022 IR 58 (Chinese) in the text
+        return _ESCAPE.sub("", str(value))
+    return deepcopy(value)
+
+
+def _unicode_item(item: Dataset) -> Dataset:
+    """Copy one item, without a character set of its own and what is private."""
+    copied = Dataset()
+    for element in _elements(item, [str(name) for name in item.dir()]):
+        if element.keyword != "SpecificCharacterSet":
+            copied.add(element)
+    return copied
 
 
 def _is_valid(element: DataElement) -> bool:

@@ -1,12 +1,13 @@
 """MR and CT instances of any geometry, and the ways they are encoded."""
 
+import struct
 from copy import deepcopy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from pydicom import uid
+from pydicom import datadict, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import DSfloat
@@ -204,6 +205,18 @@ def part10(ds, transfer_syntax=uid.ExplicitVRLittleEndian) -> bytes:
         little_endian=syntax.is_little_endian,
     )
     return stream.getvalue()
+
+
+def with_value(content, keyword, value):
+    """The file (explicit VR, little endian) with another value in one of its elements."""
+    tag = datadict.tag_for_keyword(keyword)
+    vr = datadict.dictionary_VR(tag).encode()
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr)
+    start = content.index(head) + len(head)
+    (length,) = struct.unpack_from("<H", content, start)
+    padded = value + (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    rest = content[start + 2 + length :]
+    return content[:start] + struct.pack("<H", len(padded)) + padded + rest
 
 
 def encode(ds, transfer_syntax=uid.ExplicitVRLittleEndian) -> bytes:
