@@ -30,6 +30,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node import header, mosaic, several_volumes, slice_planes, source_pixels
 from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
+from dicom_node.identity import INSTANCE_CREATOR_UID
 from dicom_node.several_volumes import Traits
 from dicom_node.slice_planes import Plane
 
@@ -150,6 +151,12 @@ def build(files: Sequence[Path]) -> Volume:
             return _from_slices(datasets)
         except _LIBRARY_ERRORS as error:
             raise _fault(error) from error
+        except OSError as error:
+            # pydicom raises it, without a number, for a sequence that cannot be parsed; a disk that
+            # fails has one, and may be better at the next attempt
+            if error.errno is not None:
+                raise
+            raise _fault(error) from error
 
 
 @contextmanager
@@ -167,6 +174,8 @@ def _check_consistent(datasets: Sequence[Dataset]) -> None:
     # highdicom would stack most of this, or fail without saying which instance is unlike the others
     if not datasets:
         raise InconsistentSeries("the series has no instance on disk")
+    if any(ds.get("InstanceCreatorUID") == INSTANCE_CREATOR_UID for ds in datasets):
+        raise NotScorable("the series is a result of dicom_node that came back: it is never scored")
     classes = {uid.UID(ds.get("SOPClassUID") or "") for ds in datasets}
     names = ", ".join(sorted(known.name or "no SOP Class UID" for known in classes))
     if len(classes) > 1:

@@ -1,5 +1,6 @@
 """Series -> volume: every voxel where PS3.3 says it is, every fault refused by its name."""
 
+import errno
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from dicom_node.errors import (
     SeriesRejected,
     UnsupportedPixels,
 )
+from dicom_node.identity import INSTANCE_CREATOR_UID
 from tests.make.instances import (
     Geometry,
     make_enhanced,
@@ -340,6 +342,11 @@ def with_one(**attributes):
             "MR Image Storage instances of the series hold no pixel data",
         ),
         (
+            lambda: make_series("MR", SMALL, InstanceCreatorUID=INSTANCE_CREATOR_UID),
+            NotScorable,
+            "a result of dicom_node that came back",
+        ),
+        (
             lambda: make_series("MR", SMALL, SOPClassUID=uid.SecondaryCaptureImageStorage),
             NotScorable,
             "Secondary Capture Image Storage: only CT and MR images are scored",
@@ -513,3 +520,22 @@ def test_a_restored_real_series_loads_or_is_refused_with_its_reason(
         files.append(tmp_path / f"{place}.dcm")
         ds.save_as(files[-1])
     assert_becomes(files, RESTORED[name])
+
+
+def test_a_sequence_that_cannot_be_parsed_is_a_refusal_and_a_disk_that_fails_is_not(
+    tmp_path, monkeypatch
+):
+    """pydicom parses a sequence when it is asked for, and then says OSError as a disk would."""
+    series = make_series("MR", SMALL)
+    paths = [write(ds, tmp_path / f"{i}.dcm") for i, ds in enumerate(series)]
+    for error, expected in (
+        (OSError("No tag to read at file position 4C"), IrregularGeometry),
+        (OSError(errno.EIO, "Input/output error"), OSError),
+    ):
+
+        def fail(_ds, error=error):
+            raise error
+
+        monkeypatch.setattr(volume.source_pixels, "prepare", fail)
+        with pytest.raises(expected):
+            volume.build(paths)
