@@ -112,9 +112,11 @@ def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     )
     acceptor = Acceptor(settings, Reception(database, inbox))
     acceptor.start()
-    for port, how in ((acceptor.port, "plain"), (settings.tls and settings.tls.port, "over TLS")):
-        if port is not None:
-            _log.info("receiving as %s on %s:%d, %s", settings.ae_title, settings.bind, port, how)
+    if acceptor.port is not None:
+        _log.info("receiving as %s on %s:%d", settings.ae_title, settings.bind, acceptor.port)
+    if settings.tls is not None:
+        own, port = settings.ae_title, settings.tls.port
+        _log.info("receiving as %s on %s:%d, over TLS", own, settings.bind, port)
     stop.wait()
     acceptor.stop()
 
