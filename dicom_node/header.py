@@ -15,10 +15,14 @@ import math
 from collections.abc import Iterable, Iterator
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 #: what pydicom raises when a value is asked for that its representation forbids
-DAMAGED = (ValueError, TypeError, LookupError, NotImplementedError, OverflowError)
+DAMAGED = (
+    *(ValueError, TypeError, LookupError, NotImplementedError, OverflowError),
+    BytesLengthException,
+)
 #: above it a field strength is no tesla: old headers are in gauss
 _MOST_TESLA = 30.0
 _GAUSS_PER_TESLA = 10_000.0

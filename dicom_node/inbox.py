@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -70,7 +70,8 @@ _MAX_INFLATED_BYTES = 2 * 2**30
 #: what pydicom raises on bytes that are no data set
 _PARSE_ERRORS = (
     *(ValueError, LookupError, TypeError, AttributeError, NotImplementedError, OverflowError),
-    *(EOFError, OSError, struct.error, RecursionError, InvalidDicomError, UserWarning),
+    *(EOFError, OSError, struct.error, RecursionError, UserWarning),
+    *(InvalidDicomError, BytesLengthException),
 )
 
 

@@ -27,6 +27,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom import config, uid
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from dicom_node import header, mosaic, several_volumes, slice_planes, source_pixels
 from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
@@ -66,6 +67,7 @@ _STORED_TO_MEASURED = {"apply_real_world_transform": False, "apply_presentation_
 _LIBRARY_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError),
     *(RuntimeError, NotImplementedError, OverflowError, np.linalg.LinAlgError),
+    *(BytesLengthException, InvalidDicomError),
 )
 
 
@@ -140,8 +142,8 @@ def build(files: Sequence[Path]) -> Volume:
     Memory peaks at six times the 16-bit pixels: encoded, decoded, and twice as float32.
     """
     with _unvalidated():
-        datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
         try:
+            datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
             _check_consistent(datasets)
             _check_no_mosaic(datasets)
             for ds in datasets:

@@ -273,7 +273,7 @@ def test_the_receiver_as_a_program_says_where_it_receives(settings, tmp_path):
         assert running.wait(30) == 0
     assert (event["level"], event["part"]) == ("INFO", "receiver")
     assert event["logger"] == "dicom_node.parts.receiver"
-    assert event["message"] == f"receiving as DICOM_NODE on 127.0.0.1:{port}, plain"
+    assert event["message"] == f"receiving as DICOM_NODE on 127.0.0.1:{port}"
 
 
 @pytest.mark.usefixtures("database")
