@@ -19,7 +19,7 @@ from statistics import median
 #: fewer slices are a localizer, or have just begun to come
 _LEAST_SLICES = 4
 #: a step so much longer than the usual one is a gap
-_GAP = 1.5
+GAP = 1.5
 #: nearer ones lie at one position: echoes, time points
 _SAME_MM = 1e-2
 
@@ -57,7 +57,7 @@ def has_gap(slices: Sequence[Slice]) -> bool:
         return False
     places = sorted(one.along_mm for one in slices)
     steps = [b - a for a, b in pairwise(places) if b - a > _SAME_MM]
-    return len(steps) + 1 >= _LEAST_SLICES and max(steps) > _GAP * median(steps)
+    return len(steps) + 1 >= _LEAST_SLICES and max(steps) > GAP * median(steps)
 
 
 def _numbers(text: str, n: int) -> list[float] | None:

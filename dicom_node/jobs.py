@@ -104,3 +104,8 @@ class Job:
     attempts: int
     reason: str | None
     updated: datetime
+
+
+def doubled_s(first_s: float, longest_s: float, attempts: int) -> float:
+    """Return the wait after so many failed attempts: it doubles from the first to the longest."""
+    return min(longest_s, first_s * 2.0 ** min(attempts, 20))

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from dicom_node import clock
 from dicom_node.errors import DeliveryError
-from dicom_node.jobs import DeliveryState
+from dicom_node.jobs import DeliveryState, doubled_s
 from dicom_node.network_config import AnyDestination, Destination
 from dicom_node.store import result_table
 from dicom_node.store.database import Database
@@ -83,7 +83,7 @@ class Outbox:
     ) -> None:
         """Record that an object was not delivered, and from when it is due again."""
         of = self._destination
-        delay = min(of.retry_max, of.retry_first * 2 ** min(item.attempts, 20))
+        delay = doubled_s(of.retry_first, of.retry_max, item.attempts)
         with self._database.begin() as db:
             result_table.settle_delivery(
                 db,

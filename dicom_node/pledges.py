@@ -21,6 +21,7 @@ from dicom_node.association.commitment_reports import Request, information, send
 from dicom_node.association.requestor import Peer, peer_of
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DeliveryError, NodeError
+from dicom_node.jobs import doubled_s
 from dicom_node.store import owed_table, series_table
 from dicom_node.store.database import Database
 from dicom_node.store.owed_table import DEAD, OWED, SENT, Owed
@@ -151,7 +152,7 @@ class Reporter:
 
     def _put_off(self, report: Owed, reason: str) -> None:
         at = clock.now()
-        delay = min(_LAST_S, _FIRST_S * 2 ** min(report.attempts, 20))
+        delay = doubled_s(_FIRST_S, _LAST_S, report.attempts)
         later = at + timedelta(seconds=delay)
         with self._database.begin() as db:
             owed_table.settle(db, report.id, OWED, at, reason=reason, not_before=later)

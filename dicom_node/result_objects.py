@@ -154,7 +154,8 @@ class _Maker:
         segmentation = self._segmentation() if self.results.segmentation else None
         if segmentation is not None:
             yield segmentation, "SEG", "seg.dcm"
-            self._keep(segmentation)
+            if self.results.key_objects:
+                self._keep(segmentation)
         if self.results.measurement_report:
             yield self._report(segmentation), "SR", "sr.dcm"
         if self.results.parametric_map:

@@ -290,7 +290,7 @@ def _parallel(members: Sequence[_Member]) -> Iterator[list[_Member]]:
     left = list(members)
     while left:
         axes = left[0].plane.axes
-        near = [np.abs(member.plane.axes - axes).max() <= 0.01 for member in left]
+        near = [np.abs(member.plane.axes - axes).max() <= slice_planes.PARALLEL for member in left]
         yield [member for member, one in zip(left, near, strict=True) if one]
         left = [member for member, one in zip(left, near, strict=True) if not one]
 

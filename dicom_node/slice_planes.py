@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from dicom_node.arrival import GAP
 from dicom_node.errors import IrregularGeometry
 
 #: PS3.3 C.7.6.2 for an instance; C.7.6.16.2 has the same attributes in a functional group per frame
@@ -23,7 +24,7 @@ _MACROS = {
     "PixelSpacing": "PixelMeasuresSequence",
 }
 #: components of parallel directions differ by less: half a degree
-_PARALLEL = 0.01
+PARALLEL = 0.01
 #: slices nearer to each other than this share of the usual distance, or this many mm, are at one
 #: place
 _SAME_SHARE = 0.1
@@ -99,7 +100,7 @@ def places(planes: Sequence[Plane]) -> list[int]:
 def check_parallel(planes: Sequence[Plane]) -> None:
     """Raise IrregularGeometry unless the planes are parallel."""
     axes = np.stack([plane.axes for plane in planes])  # (n, 2, 3)
-    if np.ptp(axes, axis=0).max() > _PARALLEL:
+    if np.ptp(axes, axis=0).max() > PARALLEL:
         raise IrregularGeometry("the slices are not parallel: ImageOrientationPatient differs")
 
 
@@ -114,7 +115,7 @@ def check_stack(planes: Sequence[Plane]) -> None:
     along = positions @ normal  # (n,)
     steps = np.diff(np.sort(along))  # (n - 1,)
     usual = float(np.median(steps))
-    if steps.max() > 1.5 * usual:
+    if steps.max() > GAP * usual:
         raise IrregularGeometry(
             f"slices are missing: neighbours lie up to {steps.max():.2f} mm apart, "
             f"most of them {usual:.2f} mm"

@@ -229,8 +229,13 @@ def _from_slices(datasets: list[Dataset]) -> Volume:
     for ds in datasets:
         _check_single_frame(ds)
         _check_frame_of_reference(ds)
-    datasets, notes = _without_copies(datasets)
     planes = [slice_planes.of_instance(ds) for ds in datasets]
+    slice_planes.check_parallel(planes)
+    dropped = set(several_volumes.copies(datasets, planes))
+    notes = _note_of_copies(datasets, len(dropped))
+    kept = [index for index in range(len(datasets)) if index not in dropped]
+    datasets, planes = [datasets[index] for index in kept], [planes[index] for index in kept]
+    _check_size(len(datasets))
     _check_single_volume(planes, map(several_volumes.traits_of, datasets))
     slice_planes.check_stack(planes)
     # wants equal pixel spacing, and each distance within 1 % of their mean
@@ -259,22 +264,16 @@ def _check_single_frame(ds: Dataset) -> None:
         del ds.NumberOfFrames
 
 
-def _without_copies(datasets: list[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
-    """Leave out what came twice under two SOP Instance UIDs, and say so."""
-    planes = [slice_planes.of_instance(ds) for ds in datasets]
-    slice_planes.check_parallel(planes)
-    dropped = set(several_volumes.copies(datasets, planes))
-    if not dropped:
-        return datasets, ()
-    kept = [ds for index, ds in enumerate(datasets) if index not in dropped]
-    uid_text = datasets[0].SeriesInstanceUID
+def _note_of_copies(datasets: Sequence[Dataset], n_dropped: int) -> tuple[str, ...]:
+    """Say what came twice, under two SOP Instance UIDs."""
+    if not n_dropped:
+        return ()
     note = (
-        f"{len(dropped)} of {len(datasets)} instances of series {uid_text} left out: each is a "
-        "copy of another, under a SOP Instance UID of its own"
+        f"{n_dropped} of {len(datasets)} instances of series {datasets[0].SeriesInstanceUID} left "
+        "out: each is a copy of another, under a SOP Instance UID of its own"
     )
     _log.warning(note)
-    _check_size(len(kept))
-    return kept, (note,)
+    return (note,)
 
 
 def _check_single_volume(planes: Sequence[Plane], traits: Iterable[Traits]) -> None:

@@ -162,11 +162,12 @@ def _request_of(transaction_uid: str, references: Sequence[Reference]) -> Datase
     """Return the Action Information (PS3.4 Table J.3-1)."""
     ds = Dataset()
     ds.TransactionUID = transaction_uid
-    ds.ReferencedSOPSequence = [_item(reference) for reference in references]
+    ds.ReferencedSOPSequence = [item_of(reference) for reference in references]
     return ds
 
 
-def _item(reference: Reference) -> Dataset:
+def item_of(reference: Reference) -> Dataset:
+    """Return an instance as an item of a Referenced or Failed SOP Sequence (PS3.3 Table 10-11)."""
     item = Dataset()
     item.ReferencedSOPClassUID = reference.sop_class_uid
     item.ReferencedSOPInstanceUID = reference.sop_instance_uid

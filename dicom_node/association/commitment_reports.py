@@ -35,6 +35,7 @@ from dicom_node.association.commitment import (
     SUCCESS,
     Reference,
     Report,
+    item_of,
 )
 from dicom_node.association.requestor import Peer, open_association
 from dicom_node.errors import (
@@ -119,9 +120,7 @@ def information(report: Report, classes: dict[str, str]) -> Dataset:
 
 
 def _item(classes: dict[str, str], uid: str, reason: int | None = None) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = classes[uid]
-    item.ReferencedSOPInstanceUID = uid
+    item = item_of(Reference(classes[uid], uid))
     if reason is not None:
         item.FailureReason = reason
     return item

@@ -58,9 +58,7 @@ def make_parametric_map(
     ObjectError
         The map is not of the source's size.
     """
-    first = headers[0]
-    n_slices = int(first.get("NumberOfFrames", 1)) if len(headers) == 1 else len(headers)
-    expected = (n_slices, int(first.Rows), int(first.Columns))
+    first, expected = headers[0], provenance.grid_of(headers)
     if anomaly_map.shape != expected:
         raise ObjectError(f"the map is {anomaly_map.shape}, the source series {expected}")
     uids = provenance.identifiers(headers, score, "map")
@@ -111,5 +109,4 @@ def _name_anatomy(made: Dataset, source: Dataset) -> None:
     anatomy.FrameLaterality = "U"
     anatomy.AnatomicRegionSequence = [hd.sr.CodedConcept(*region[:3])]
     made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [anatomy]
-    # without it the General Series module would ask for a laterality
-    made.BodyPartExamined = str(source.get("BodyPartExamined") or stated or "")[:16] or "WHOLEBODY"
+    provenance.name_body_part(made, source, stated or "")

@@ -80,7 +80,7 @@ def make_presentation_state(
         series_description=series_description[:64],
         **provenance.common_arguments(headers, score, node_id),
     )
-    made.BodyPartExamined = str(headers[0].get("BodyPartExamined") or "")[:16] or "WHOLEBODY"
+    provenance.name_body_part(made, headers[0])
     provenance.finish(made, headers[0], score, uids)
     return made
 

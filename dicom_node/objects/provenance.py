@@ -245,6 +245,19 @@ def identifiers(
     )
 
 
+def grid_of(headers: Sequence[Dataset]) -> tuple[int, int, int]:
+    """Return the (depth, height, width) that headers are of: slices, or frames of one of them."""
+    first = headers[0]
+    n_slices = int(first.get("NumberOfFrames", 1)) if len(headers) == 1 else len(headers)
+    return n_slices, int(first.Rows), int(first.Columns)
+
+
+def name_body_part(made: Dataset, source: Dataset, otherwise: str = "") -> None:
+    """Let an object have a body part: without, the General Series module asks for a laterality."""
+    known = str(source.get("BodyPartExamined") or otherwise)
+    made.BodyPartExamined = known[:16] or "WHOLEBODY"
+
+
 def sanitized_headers(datasets: Sequence[Dataset]) -> list[Dataset]:
     """Copy what a derived object needs of the source headers, with the faults taken out.
 

@@ -97,9 +97,7 @@ def _check_labels(
     headers: Sequence[Dataset], labels: LabelMap, findings: Sequence[Finding]
 ) -> None:
     """Refuse what would put a segment in the wrong place, or store an empty one."""
-    first = headers[0]
-    n_slices = int(first.get("NumberOfFrames", 1)) if len(headers) == 1 else len(headers)
-    expected = (n_slices, int(first.Rows), int(first.Columns))
+    expected = provenance.grid_of(headers)
     if labels.shape != expected:
         raise ObjectError(f"the label map is {labels.shape}, the source series {expected}")
     if any(not ds.get("FrameOfReferenceUID") for ds in headers):

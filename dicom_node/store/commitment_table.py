@@ -15,7 +15,7 @@ from sqlalchemy import Connection, or_, select, update
 
 from dicom_node import clock
 from dicom_node.jobs import DeliveryState
-from dicom_node.store.result_table import DueDelivery
+from dicom_node.store.result_table import DueDelivery, deliveries, delivery_of
 from dicom_node.store.tables import commitment, delivery, result
 
 #: what a report makes delivered, however late it is; one that is superseded stays so
@@ -34,7 +34,7 @@ class Uncommitted:
 def due(db: Connection, destination: str, at: datetime, limit: int) -> list[DueDelivery]:
     """Return at most `limit` stored objects for which the destination is to be asked now."""
     rows = db.execute(
-        _stored(destination)
+        deliveries(destination, DeliveryState.STORED)
         .where(
             delivery.c.transaction_uid.is_(None),
             delivery.c.not_before <= clock.stamp(at),
@@ -42,7 +42,7 @@ def due(db: Connection, destination: str, at: datetime, limit: int) -> list[DueD
         .order_by(result.c.score_id, result.c.file_name)
         .limit(limit)
     )
-    return [_item(row) for row in rows]
+    return [delivery_of(row) for row in rows]
 
 
 def record_request(
@@ -118,7 +118,7 @@ def record_report(
 def uncommitted(db: Connection, destination: str, asked_before: datetime) -> list[Uncommitted]:
     """Return what the destination does not commit to, or was asked for long ago in vain."""
     rows = db.execute(
-        _stored(destination)
+        deliveries(destination, DeliveryState.STORED)
         .join(commitment, commitment.c.transaction_uid == delivery.c.transaction_uid)
         .where(
             or_(
@@ -127,7 +127,7 @@ def uncommitted(db: Connection, destination: str, asked_before: datetime) -> lis
             )
         )
     )
-    return [Uncommitted(_item(row), row.failure) for row in rows]
+    return [Uncommitted(delivery_of(row), row.failure) for row in rows]
 
 
 def release(db: Connection, destination: str, at: datetime) -> int:
@@ -140,20 +140,3 @@ def release(db: Connection, destination: str, at: datetime) -> int:
         )
         .values(state=DeliveryState.DELIVERED.value, updated=clock.stamp(at), reason=None)
     ).rowcount
-
-
-def _stored(destination: str):  # type: ignore[no-untyped-def] # noqa: ANN202 - a Select of many columns
-    return (
-        select(delivery, result.c.file_name, result.c.score_id)
-        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
-        .where(
-            delivery.c.destination == destination,
-            delivery.c.state == DeliveryState.STORED.value,
-        )
-    )
-
-
-def _item(row) -> DueDelivery:  # type: ignore[no-untyped-def] # noqa: ANN001 - a Row of them
-    return DueDelivery(
-        row.sop_instance_uid, row.score_id, row.file_name, row.attempts, clock.parse(row.created)
-    )

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, select, update
+from sqlalchemy import Connection, Row, Select, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
@@ -149,28 +150,29 @@ def due_deliveries(db: Connection, destination: str, at: datetime, limit: int) -
     Score by score, the oldest first, and within one in the order of their names, which is the order
     in which they were made: a reader meets the summary picture before the slices.
     """
-    due = and_(
-        delivery.c.destination == destination,
-        delivery.c.state == DeliveryState.QUEUED.value,
-        delivery.c.not_before <= clock.stamp(at),
-    )
     rows = db.execute(
-        select(delivery, result.c.file_name, result.c.score_id)
-        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
-        .where(due)
+        deliveries(destination, DeliveryState.QUEUED)
+        .where(delivery.c.not_before <= clock.stamp(at))
         .order_by(result.c.score_id, result.c.file_name)
         .limit(limit)
-    ).all()
-    return [
-        DueDelivery(
-            row.sop_instance_uid,
-            row.score_id,
-            row.file_name,
-            row.attempts,
-            clock.parse(row.created),
-        )
-        for row in rows
-    ]
+    )
+    return [delivery_of(row) for row in rows]
+
+
+def deliveries(destination: str, state: DeliveryState) -> Select[Any]:
+    """Return the query of a destination's deliveries in a state, with the files they are of."""
+    return (
+        select(delivery, result.c.file_name, result.c.score_id)
+        .join(result, result.c.sop_instance_uid == delivery.c.sop_instance_uid)
+        .where(delivery.c.destination == destination, delivery.c.state == state.value)
+    )
+
+
+def delivery_of(row: Row[Any]) -> DueDelivery:
+    """Return a row of `deliveries` as values."""
+    return DueDelivery(
+        row.sop_instance_uid, row.score_id, row.file_name, row.attempts, clock.parse(row.created)
+    )
 
 
 def settle_delivery(

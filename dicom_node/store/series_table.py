@@ -209,9 +209,11 @@ def _is_whole(db: Connection, row: Row) -> bool:  # type: ignore[type-arg]
     """Return whether a series that is quiet, or has as many as its sender says, has no gap."""
     of_series = instance.c.series_instance_uid == row.series_instance_uid
     if not row.quiet:
+        if row.n_instances < _LEAST_TOLD:
+            return False
         told = instance.c.n_expected
         asked = select(func.min(told), func.max(told), func.count(told)).where(of_series)
-        if {*db.execute(asked).one()} != {row.n_instances} or row.n_instances < _LEAST_TOLD:
+        if {*db.execute(asked).one()} != {row.n_instances}:
             return False
     places = db.execute(
         select(instance.c.along_mm, instance.c.plane).where(

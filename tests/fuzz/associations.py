@@ -1,6 +1,5 @@
 """Damaged associations: what a whole one sends, recorded once, then damaged and sent again."""
 
-import gc
 import socket
 import threading
 import time
@@ -9,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
 from dicom_node.association.requestor import Peer, echo, send
 from dicom_node.errors import InstanceRejected, StoreError
 from dicom_node.inbox import Inbox
-from tests.fuzz.instances import LIMIT_S, Found
+from tests.fuzz.instances import LIMIT_S, Found, memory_mib, outside_of_inbox
 from tests.fuzz.mutate import damaged
 from tests.make.instances import Geometry, make_series, write
 
@@ -133,18 +131,17 @@ def run(n, folder: Path, first_seed=0, look_every=25):
             if (number + 1) % look_every == 0:
                 _look(acceptor, number, found)
             if number - first_seed == n // 4:
-                before = _memory_mib()
+                before = memory_mib()
         deadline = time.monotonic() + 2 * LIMIT_S + _STALL_S
         while events.n_open and time.monotonic() < deadline:
             time.sleep(0.05)
         if events.n_open:
             found.faults.append((None, f"{events.n_open} associations never ended"))
         _wait_for_threads(n_threads, found)
-        found.grown_mib = _memory_mib() - (before if before is not None else _memory_mib())
+        found.grown_mib = memory_mib() - (before if before is not None else memory_mib())
         found.faults += [(None, text) for text in events.faults]
         found.outcomes.update(events.outcomes)
-    outside = [p for p in folder.rglob("*") if p.is_file() and (folder / "inbox") not in p.parents]
-    found.faults += [(None, f"a file outside of the inbox: {p}") for p in outside]
+    found.faults += outside_of_inbox(folder)
     return found
 
 
@@ -197,8 +194,3 @@ def _wait_for_threads(n_before, found):
     more = threading.active_count() - n_before
     if more > 0:
         found.faults.append((None, f"{more} threads are left"))
-
-
-def _memory_mib():
-    gc.collect()
-    return psutil.Process().memory_info().rss / 2**20

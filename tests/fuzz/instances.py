@@ -41,6 +41,19 @@ class Found:
     grown_mib: float = 0.0
 
 
+def memory_mib():
+    """Resident memory of this process."""
+    gc.collect()
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def outside_of_inbox(folder):
+    """A fault for each file below `folder` that is not in its inbox."""
+    inbox = folder / "inbox"
+    outside = [p for p in folder.rglob("*") if p.is_file() and inbox not in p.parents]
+    return [(None, f"a file outside of the inbox: {path}") for path in outside]
+
+
 def corpus():
     """Whole instances: (transfer syntax, instance, its bytes)."""
     made = [make_instance(modality, _SMALL) for modality in MODALITIES]
@@ -62,10 +75,9 @@ def run(n, folder: Path, first_seed=0, build_every=10):
             made = replace(made, affected_sop_instance_uid=str(ds.SOPInstanceUID)[:-1] + "9")
         _one(number, inbox, made, folder, found, rest if number % build_every == 0 else None)
         if number - first_seed == n // 4:  # caches have filled by then
-            before = _memory_mib()
-    found.grown_mib = _memory_mib() - (before if before is not None else _memory_mib())
-    outside = [p for p in folder.rglob("*") if p.is_file() and (folder / "inbox") not in p.parents]
-    found.faults += [(None, f"a file outside of the inbox: {p}") for p in outside]
+            before = memory_mib()
+    found.grown_mib = memory_mib() - (before if before is not None else memory_mib())
+    found.faults += outside_of_inbox(folder)
     return found
 
 
@@ -110,8 +122,3 @@ def _build(paths, found):
         found.outcomes["built"] += 1
     except NodeError as error:
         found.outcomes[f"built: {type(error).__name__}"] += 1
-
-
-def _memory_mib():
-    gc.collect()
-    return psutil.Process().memory_info().rss / 2**20

@@ -16,8 +16,8 @@ from dicom_node.dicomweb import WebPeer
 from dicom_node.errors import AssociationRefused, ConfigError, FileUnreadable, StoreFailed
 from dicom_node.network_config import WebDestination
 from tests.make import ledgers
+from tests.make.results import Source, to_bytes
 from tests.unit import test_delivery
-from tests.unit.test_objects import Source, to_bytes
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 

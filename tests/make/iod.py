@@ -13,10 +13,11 @@ from highdicom._standard_utils import (
 
 def faults(path):
     """Errors of dciodvfy and missing or empty mandatory attributes; empty for a valid object."""
-    return [*_dciodvfy(path), *_types(pydicom.dcmread(path))]
+    return [*dciodvfy(path), *_types(pydicom.dcmread(path))]
 
 
-def _dciodvfy(path):
+def dciodvfy(path):
+    """What it calls an error."""
     run = subprocess.run(
         ["/usr/bin/dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False
     )

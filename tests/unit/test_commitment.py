@@ -26,20 +26,6 @@ from tests.make.ledgers import NOON, after
 RETRY_FIRST_S, TIMEOUT_S, GIVE_UP_S = 10.0, 600.0, 3000.0
 
 
-@pytest.fixture
-def now(monkeypatch):
-    """The clock, set by hand in seconds after NOON."""
-    moment = [0.0]
-    monkeypatch.setattr(clock, "now", lambda: after(moment[0]))
-    return moment
-
-
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 class Archive:
     """A PACS that stores everything and answers requests for commitment as it is told."""
 

@@ -26,20 +26,6 @@ RETRY_FIRST_S, RETRY_MAX_S, GIVE_UP_S = 10.0, 40.0, 300.0
 
 
 @pytest.fixture
-def now(monkeypatch):
-    """The clock, set by hand in seconds after NOON."""
-    moment = [0.0]
-    monkeypatch.setattr(clock, "now", lambda: after(moment[0]))
-    return moment
-
-
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def archive(tmp_path):
     collector = StorageCollector("PACS", 0, tmp_path / "archive")
     collector.start()

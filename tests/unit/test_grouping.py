@@ -38,12 +38,6 @@ KNEES = [{"name": "knees", "match": {"modality": "MR", "body_part": "KNEE"}}]
 
 
 @pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def make(database):
     """The protocols of a node with one ledger; arguments go into `[grouping]`."""
 

@@ -13,8 +13,8 @@ from dicom_node.errors import ObjectError
 from dicom_node.identity import RESEARCH_ONLY
 from dicom_node.objects.measurement_report import ABOVE, NONE_ABOVE, PEAK, SCORE, make_report
 from tests.make.instances import Geometry, make_enhanced, write
-from tests.unit.test_objects import SCORE as SUMMARY
-from tests.unit.test_objects import SOURCES, EnhancedSource, Source, errors_of, reread, to_bytes
+from tests.make.results import SCORE as SUMMARY
+from tests.make.results import SOURCES, EnhancedSource, Source, errors_of, reread, to_bytes
 
 READER = Path(sys.prefix) / "bin" / "tid1500reader"
 

@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813 - as everybody calls it
 from dicom_node.errors import ObjectError
 from dicom_node.objects.parametric_map import make_parametric_map
 from tests.make.instances import Geometry, make_enhanced, write
-from tests.unit.test_objects import (
+from tests.make.results import (
     SCORE,
     SOURCES,
     EnhancedSource,

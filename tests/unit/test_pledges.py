@@ -31,12 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def reception(database, tmp_path):
     return Reception(database, Inbox(tmp_path / "inbox", 0))
 

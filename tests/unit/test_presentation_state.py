@@ -8,7 +8,7 @@ import pytest
 from dicom_node.objects.key_objects import make_key_objects
 from dicom_node.objects.presentation_state import make_presentation_state, outlines
 from tests.make.instances import Geometry, make_enhanced, write
-from tests.unit.test_objects import SCORE, SOURCES, EnhancedSource, Source, errors_of, to_bytes
+from tests.make.results import SCORE, SOURCES, EnhancedSource, Source, errors_of, to_bytes
 
 NAMED = {"node_id": "node-1", "series_number": 9008, "series_description": "research use only"}
 

@@ -58,12 +58,6 @@ class Batches:
 
 
 @pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def batches(database):
     return Batches(database)
 

@@ -20,12 +20,6 @@ WHO = ("Ada", "looked at it")
 
 
 @pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def batch(database):
     return ReferenceBatch(database, ledgers.protocol(), "f")
 

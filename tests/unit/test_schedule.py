@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from dicom_node import clock
 from dicom_node.config import NodeConfig
 from dicom_node.jobs import Stage
 from dicom_node.schedule import Duties
@@ -14,14 +13,6 @@ from tests.make import ledgers
 from tests.make.ledgers import NOON, after
 
 QUIET_S, CAP_S, LEASE_S = 30.0, 600.0, 60.0
-
-
-@pytest.fixture
-def now(monkeypatch):
-    """The clock, set by hand in seconds after NOON."""
-    moment = [0.0]
-    monkeypatch.setattr(clock, "now", lambda: after(moment[0]))
-    return moment
 
 
 @pytest.fixture

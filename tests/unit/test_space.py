@@ -27,12 +27,6 @@ CHOSEN = Chosen("abc", "fp", "s1", ("s1",))
 OTHER = Chosen("def", "fp2", "s2", ("s1", "s2"))
 
 
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 # --- files --------------------------------------------------------------------------------------
 
 

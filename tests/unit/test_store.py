@@ -22,12 +22,6 @@ from tests.make.ledgers import NOON, after, filed, open_association, record
 QUIET_S, CAP_S = 30.0, 600.0
 
 
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 

@@ -17,12 +17,6 @@ from tests.make.ledgers import NOON, after, enqueue
 LEASE_S = 60.0
 
 
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 def claim(database, worker="one", at=NOON):
     with database.begin() as db:
         return job_table.claim(db, worker, LEASE_S, at)

@@ -17,12 +17,6 @@ FINDINGS = [
 ]
 
 
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 def outbox(database, score_id, numbers=(1, 2), destinations=("pacs",), at=NOON, findings=()):
     objects = [result_object(number, score_id) for number in numbers]
     with database.begin() as db:

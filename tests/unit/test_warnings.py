@@ -47,12 +47,6 @@ INSERT INTO job VALUES
 """
 
 
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 def settle(database, *notices, at=NOON):
     with database.begin() as db:
         return warning_table.settle(db, notices, at)

@@ -24,12 +24,6 @@ from tests.make.ledgers import NOON
 WEEK = Week(2026, 1)
 
 
-@pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
 def config(tmp_path, mode="shadow", min_reference=3):
     of = {"name": "t1", "mode": mode, "min_reference": min_reference, "match": {"modality": "MR"}}
     pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}

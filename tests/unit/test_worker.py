@@ -30,22 +30,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def database(tmp_path):
-    with ledgers.ledger(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def line(database, tmp_path, weights):
     return lines.make_line(database, tmp_path, weights, scoring={"max_attempts": MAX_ATTEMPTS})
-
-
-@pytest.fixture
-def now(monkeypatch):
-    """The clock, set by hand in seconds after NOON."""
-    moment = [0.0]
-    monkeypatch.setattr(clock, "now", lambda: after(moment[0]))
-    return moment
 
 
 @pytest.fixture
