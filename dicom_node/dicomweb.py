@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree.ElementTree import ParseError
 
 import pydicom
 import requests
@@ -26,6 +27,8 @@ from dicom_node.network_config import WebDestination
 
 #: of the object or of its encoding; any other status of failure concerns the server or the address
 _REFUSES_OBJECT = frozenset({400, 406, 409, 413, 415, 422})
+#: there is no answer, a file of ours is missing, or what came is neither JSON nor XML of PS3.18
+_NO_ANSWER = (OSError, ValueError, LookupError, TypeError, AttributeError, ParseError)
 #: larger bodies are sent in chunks, which not every server takes
 _WHOLE_BODY = 1 << 30
 
@@ -114,12 +117,14 @@ def reach(peer: WebPeer, timeout_s: float) -> None:
     with requests.Session() as session:
         try:
             _client(peer, session, timeout_s).search_for_studies(limit=1)
-        except requests.RequestException as error:
+        except _NO_ANSWER as error:
             raise _unreachable(peer, error) from error
 
 
 def _client(peer: WebPeer, session: requests.Session, timeout_s: float) -> DICOMwebClient:
     """Return a client that tries once: trying again is the lane's own business."""
+    # variables of the environment and ~/.netrc would take the place of what is configured here
+    session.trust_env = False
     if peer.token:
         session.headers["Authorization"] = f"Bearer {peer.token}"
     if peer.ca_file is not None:
@@ -144,7 +149,7 @@ def _store(client: DICOMwebClient, peer: WebPeer, path: Path) -> int:
         answer = client.store_instances([ds])
     except requests.HTTPError as error:
         raise _answered(peer, error) from error
-    except requests.RequestException as error:
+    except _NO_ANSWER as error:
         raise _unreachable(peer, error) from error
     _check_taken(peer, answer)
     return 200
@@ -171,9 +176,17 @@ def _answered(peer: WebPeer, error: requests.HTTPError) -> DeliveryError:
     return _unreachable(peer, error)
 
 
-def _unreachable(peer: WebPeer, error: requests.RequestException) -> AssociationRefused:
-    status = error.response.status_code if error.response is not None else None
+def _unreachable(peer: WebPeer, error: Exception) -> AssociationRefused:
+    response = getattr(error, "response", None)
+    status = response.status_code if response is not None else None
     hints = {401: "its token is not accepted", 403: "we may not store there", 404: "check its url"}
-    said = f"answered HTTP {status}" if status else f"cannot be reached: {type(error).__name__}"
+    if status:
+        said = f"answered HTTP {status}"
+    elif isinstance(error, requests.RequestException):
+        said = f"cannot be reached: {type(error).__name__}"
+    elif isinstance(error, OSError):  # a certificate file that is not there
+        said = f"cannot be asked: {error}"
+    else:
+        said = f"answered what is no answer of DICOMweb: {type(error).__name__}"
     hint = f" ({hints[status]})" if status in hints else ""
     return AssociationRefused(f"{peer} {said}{hint}", destination=peer.name)

@@ -75,6 +75,9 @@ def check(config: NodeConfig) -> None:
     for destination in config.destination:
         if destination.tls is not None:
             client_context(destination.tls, f"destination {destination.name}")
+    for web in config.web_destination:
+        files = PeerTls(ca=web.ca, certificate=web.certificate, key=web.key)
+        client_context(files, f"web_destination {web.name}")
     for peer in config.peer:
         if peer.tls is not None:
             client_context(peer.tls, f"peer {peer.ae_title}")

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import certifi
 import pytest
 
 from dicom_node import clock, config, dicomweb
+from dicom_node.association import tls
 from dicom_node.delivery import Lane
 from dicom_node.demo.pacs import find_orthanc, get_json, running_orthanc
 from dicom_node.dicomweb import WebPeer
@@ -178,6 +180,32 @@ def test_a_server_that_does_not_answer_in_time_counts_as_not_there(tmp_path):
         silent.set()
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{", b'{"00081198": 5}'])
+def test_an_answer_that_is_none_is_not_taken_for_one(tmp_path, body):
+    paths = written(tmp_path, *Source().captures()[:2])
+    with (
+        answering(200, body) as url,
+        pytest.raises(AssociationRefused, match=r"answered what is no|cannot be reached"),
+    ):
+        sent(WebPeer("web", url), paths)
+
+
+def test_a_certificate_file_that_is_gone_does_not_end_the_lane(tmp_path, monkeypatch):
+    """Whatever the environment says: the configured file is the one that counts."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    (path,) = written(tmp_path, Source().segmentation())
+    peer = WebPeer("web", "https://127.0.0.1:9/dicom-web", ca_file=tmp_path / "ca.pem")
+    with pytest.raises(AssociationRefused, match=r"cannot be asked: .*ca\.pem"):
+        sent(peer, [path])
+
+
+def test_a_certificate_file_that_is_not_there_is_said_at_the_start(tmp_path):
+    web = '[[web_destination]]\nname = "web"\nurl = "https://h/dicom-web"\nca = "none.pem"\n'
+    (tmp_path / "config.toml").write_text(web)
+    with pytest.raises(ConfigError, match=r"web_destination web.* ca = .*none\.pem"):
+        tls.check(config.load(tmp_path / "config.toml"))
 
 
 def test_a_file_that_is_gone_costs_the_others_nothing(tmp_path):
