@@ -22,6 +22,7 @@ from pydicom.uid import UID
 from pynetdicom import build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_node.association.requestor import Peer, open_association
@@ -93,14 +94,19 @@ def ask(
     CommitmentRefused
         It answered with a failure; ``status`` is that of the N-ACTION response.
     """
-    reported = threading.Event()
+    answered, left = threading.Event(), threading.Event()
 
     def received(event: Event) -> tuple[int, None]:
         answer = take_report(event, on_report)
-        reported.set()
+        answered.set()
         return answer
 
-    handlers = [(evt.EVT_N_EVENT_REPORT, received)]
+    def sent(event: Event) -> None:
+        # nothing may follow a release request (PS3.8 7.2.2): it waits until the answer has left
+        if answered.is_set() and isinstance(event.pdu, P_DATA_TF):
+            left.set()
+
+    handlers = [(evt.EVT_N_EVENT_REPORT, received), (evt.EVT_PDU_SENT, sent)]
     contexts = [build_context(StorageCommitmentPushModel)]
     with open_association(peer, calling_ae_title, contexts, timeout_s, handlers) as assoc:
         if not assoc.accepted_contexts:
@@ -110,7 +116,8 @@ def ask(
                 destination=peer.name,
             )
         _request(assoc, peer, _request_of(transaction_uid, references))
-        reported.wait(_REPORT_S)
+        if not left.wait(_REPORT_S) and answered.is_set():
+            left.wait(timeout_s)
 
 
 def take_report(event: Event, on_report: OnReport) -> tuple[int, None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -280,9 +281,21 @@ def open_association(
         raise
     else:
         if assoc.is_established:
-            assoc.release()
+            _release(assoc, timeout_s)
     finally:
         sockets.close(assoc)
+
+
+def _release(assoc: Association, timeout_s: float) -> None:
+    """Release, or abort when that does not end.
+
+    The library waits without limit for its own reactor to pause before it asks for the release.
+    """
+    releasing = threading.Thread(target=assoc.release, name=f"release {assoc.name}", daemon=True)
+    releasing.start()
+    releasing.join(2 * timeout_s)
+    if releasing.is_alive():
+        assoc.abort()
 
 
 def _associate(
