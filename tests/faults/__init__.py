@@ -1,0 +1,1 @@
+"""Faults at seeded moments: whatever strikes a node, it must end its work all the same."""
