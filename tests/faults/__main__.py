@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-import dicom_node.anomaly  # noqa: F401 - its guard must run before timm is imported
 from tests.benchmark.measure import say
 from tests.faults import runs
 from tests.faults.inject import KINDS

@@ -54,6 +54,13 @@ def test_whatever_strikes_the_work_is_done_in_the_end(kind, n):
     assert kind != "kill" or "kill: killed" in done.stdout
 
 
+@pytest.mark.timeout(900)
+def test_a_node_whose_processes_are_killed_at_random_loses_nothing():
+    done = python("-m", "tests.faults.soak", "--seconds", "40", "--kill-every", "6", timeout=850)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n0 violations" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory):
     folder = tmp_path_factory.mktemp("life")
