@@ -46,7 +46,7 @@ def python(*arguments, timeout):
 )
 def test_whatever_strikes_the_work_is_done_in_the_end(kind, n):
     command = ["-m", "tests.faults", "--n", str(n), "--kinds", kind, "--seed", "1000"]
-    done = python(*command, timeout=500)
+    done = python(*command, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 violations" in done.stdout
     # it did strike
