@@ -122,6 +122,8 @@ class Scoring(Section):
     #: CPU threads of each worker; 0 takes all cores
     threads: Annotated[int, Field(ge=0)] = 0
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    #: a stage that takes longer hangs, and costs its worker
+    stage_limit: Seconds = 3600.0
 
 
 class Results(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class Worker:
         if job is None:
             return False
         _log.info("%s of series %s starts", job.stage, job.series_instance_uid)
-        with _Heartbeat(self._line, job, self._name):
+        with _Heartbeat(self._line, job, self._name, lambda: self._hangs(job)):
             self._run(job)
         return True
 
@@ -113,6 +114,19 @@ class Worker:
             self._settle(job, error, state, delay, reason=f"{type(error).__name__}: {error}")
         else:
             self._finish(job, outcome)
+
+    def _hangs(self, job: Job) -> None:
+        """End this process: a thread that hangs cannot be ended alone.
+
+        The job is let go before, with its reason; the supervisor starts another worker.
+        """
+        limit = self._line.config.scoring.stage_limit
+        reason = f"the stage did not end within {limit:g} s (scoring.stage_limit)"
+        try:
+            self._settle(job, TimeoutError(reason), *self._retried(job), reason=reason)
+        except NodeError as error:  # then its lease runs out
+            _log.warning("not recorded: %s", error)
+        end_process()
 
     def _disposed(self, job: Job, error: NodeError) -> tuple[JobState, float]:
         """Turn the exception's disposition into a state and a delay in seconds."""
@@ -172,14 +186,21 @@ class Worker:
         _log.info("%s of series %s: %s", job.stage, job.series_instance_uid, outcome)
 
 
-class _Heartbeat:
-    """Renews a job's lease from a thread of its own while the job runs.
+def end_process() -> None:
+    """End this process at once: whatever hangs in it answers to no other signal."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    It says that the process lives, not that the stage gets anywhere.
+
+class _Heartbeat:
+    """Renews a job's lease from a thread of its own while the job runs, for a limited time.
+
+    It says that the process lives, not that the stage gets anywhere: what takes longer than
+    ``scoring.stage_limit`` is given up.
     """
 
-    def __init__(self, line: Line, job: Job, worker: str) -> None:
-        self._line, self._job, self._worker = line, job, worker
+    def __init__(self, line: Line, job: Job, worker: str, give_up: Callable[[], None]) -> None:
+        self._line, self._job, self._worker, self._give_up = line, job, worker, give_up
+        self._deadline = time.monotonic() + line.config.scoring.stage_limit
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -192,7 +213,10 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         """Renew until the job is let go; a lease that is lost is found out then, by its owner."""
-        while not self._done.wait(LEASE_S / 4):
+        while not self._done.wait(max(0.0, min(LEASE_S / 4, self._deadline - time.monotonic()))):
+            if time.monotonic() >= self._deadline:
+                self._give_up()
+                return
             try:
                 with self._line.database.begin() as db:
                     job_table.renew_lease(db, self._job.id, self._worker, LEASE_S, clock.now())

@@ -11,6 +11,7 @@ from dicom_node.errors import Disposition, InsufficientReference, NodeError
 from dicom_node.jobs import Stage
 from dicom_node.store import job_table, reference_table, result_table
 from dicom_node.store.reference_table import ADMITTED
+from dicom_node.store.tables import job
 from dicom_node.worker import Worker
 from tests.make import ledgers, lines
 from tests.make.ledgers import NOON, after, enqueue, job_row
@@ -248,6 +249,28 @@ def test_a_ledger_that_is_locked_for_a_while_does_not_end_the_heartbeat(
         stage(Stage.TOKENIZE, run)
         assert Worker(line, "one").run_one()
         assert job_row(database, number).state == "done"
+
+
+def test_a_stage_that_hangs_costs_its_worker_and_is_set_aside_in_the_end(
+    database, tmp_path, weights, stage, monkeypatch
+):
+    limits = {"max_attempts": 2, "stage_limit": "200 ms"}
+    line = lines.make_line(database, tmp_path, weights, scoring=limits)
+    number = enqueue(database, "1.2.1", Stage.SCORE)
+    other = enqueue(database, "1.2.2", Stage.TOKENIZE)
+    for state in ("queued", "failed"):
+        ended = threading.Event()
+        monkeypatch.setattr(worker, "end_process", ended.set)
+        stage(Stage.SCORE, lambda *_, ended=ended: ended.wait(20.0) and "t1-abc")
+        assert Worker(line, "one").run_one()
+        row = job_row(database, number)
+        assert (row.state, row.fault) == (state, "TimeoutError")
+        assert "did not end within 0.2 s (scoring.stage_limit)" in row.reason
+        with database.begin() as db:  # its wait is over
+            db.execute(job.update().values(not_before=clock.stamp(NOON)))
+    stage(Stage.TOKENIZE, lambda *_: "t1")
+    assert Worker(line, "one").run_one()
+    assert job_row(database, other).state == "done"
 
 
 def test_what_a_dead_worker_left_is_taken_up(line, stage, now):
