@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import torch
+
 from dicom_node import clock, pipeline, rebuild
 from dicom_node.errors import DatabaseUnavailable, Disposition, NodeError
 from dicom_node.jobs import Job, JobState, Stage
@@ -103,15 +105,22 @@ class Worker:
         return False
 
     def _run(self, job: Job) -> None:
-        """Run one claimed job; whatever it raises becomes a state with a reason."""
+        """Run one claimed job; whatever it raises becomes a state with a reason.
+
+        An error of the device is raised again after that: the process ends, and the supervisor
+        starts another.
+        """
         try:
             outcome = _STAGES[job.stage](self._line, job.series_instance_uid, lambda _share: None)
         except NodeError as error:
             self._settle(job, error, *self._disposed(job, error), reason=str(error))
-        except Exception as error:  # noqa: BLE001 - boundary: a fault of ours becomes a job state
+        except Exception as error:  # boundary: a fault of ours becomes a job state
             _log.exception("%s of series %s failed", job.stage, job.series_instance_uid)
             state, delay = self._retried(job)
             self._settle(job, error, state, delay, reason=f"{type(error).__name__}: {error}")
+            if isinstance(error, torch.AcceleratorError):
+                # the device is lost to this process: every later job would fail of it too
+                raise
         else:
             self._finish(job, outcome)
 

@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 
 from dicom_node import clock, errors, founding, pipeline, worker
 from dicom_node.errors import Disposition, InsufficientReference, NodeError
@@ -71,6 +72,24 @@ def test_every_fault_becomes_the_state_that_its_disposition_says(line, stage, ki
     assert (row.state, row.reason) == (STATES[kind.disposition], "what happened")
     assert (row.worker, row.protocol, row.attempts) == (None, "t1", 1)
     assert ledgers.states(line.database) == {number: row.state}
+
+
+def test_a_lost_device_costs_its_worker_and_no_other_job(line, stage, now):
+    number = enqueue(line.database, "1.2.1", Stage.SCORE)
+    other = enqueue(line.database, "1.2.2", Stage.TOKENIZE)
+    stage(Stage.SCORE, raising(torch.AcceleratorError("CUDA error: illegal memory access")))
+    stage(Stage.TOKENIZE, lambda *_: "t1")
+    with pytest.raises(torch.AcceleratorError):
+        Worker(line, "one").run(threading.Event())
+    row = job_row(line.database, number)
+    assert (row.state, row.attempts, row.fault) == ("queued", 1, "AcceleratorError")
+    stage(Stage.SCORE, lambda *_: "t1-abc")
+    now[0] = 5.0
+    again = Worker(line, "two")
+    while again.run_one():
+        pass
+    states = ledgers.states(line.database)
+    assert (states[number], states[other]) == ("done", "done")
 
 
 def test_what_may_pass_is_tried_again_ever_later_until_the_attempts_are_used_up(line, stage, now):
