@@ -122,6 +122,8 @@ class Scoring(Section):
     #: CPU threads of each worker; 0 takes all cores
     threads: Annotated[int, Field(ge=0)] = 0
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    #: of one series that are scored, each by itself: what holds more (fMRI, perfusion) is rejected
+    max_volumes: Annotated[int, Field(ge=1, le=200)] = 12
 
 
 class Results(Section):

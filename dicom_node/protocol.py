@@ -24,7 +24,7 @@ from dicom_node.protocol_config import Match, Protocol
 
 #: what stands in Contrast/Bolus Agent when none was given
 _NO_AGENT = {"", "NO", "NONE", "N", "NATIVE", "WITHOUT"}
-_PLANES = ("sagittal", "coronal", "axial")
+PLANES = ("sagittal", "coronal", "axial")
 
 
 def orientation(ds: Dataset) -> str | None:
@@ -41,7 +41,7 @@ def orientation(ds: Dataset) -> str | None:
     if len(values) != 6:
         return None
     row, column = np.asarray(values[:3], float), np.asarray(values[3:], float)
-    return _PLANES[int(np.abs(np.cross(row, column)).argmax())]
+    return PLANES[int(np.abs(np.cross(row, column)).argmax())]
 
 
 def has_contrast(ds: Dataset) -> bool:

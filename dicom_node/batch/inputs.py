@@ -1,8 +1,8 @@
 """Folders -> the scans that are to be scored, and the masks that belong to them.
 
-A scan is a NIfTI file or a DICOM series. Only headers are read here; whether a scan is a volume is
-found when it is loaded. A mask says what a reader has marked: it is never scored, and a score that
-knew of it would be worth nothing.
+A scan is a NIfTI file, a DICOM series, or one volume of a series that holds several. Only headers
+are read here; whether a scan is a volume is found when it is loaded. A mask says what a reader has
+marked: it is never scored, and a score that knew of it would be worth nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_node import nifti, volume
+from dicom_node import nifti, splitting, volume
 from dicom_node.config import digest
 from dicom_node.errors import ConfigError, UnsupportedPixels
 from dicom_node.protocol import patient_key
@@ -55,6 +55,8 @@ class Scan:
     scanned: str = ""
     #: what a reader has marked
     mask: Path | None = None
+    #: which volume of its series, in words ("EchoTime 80"); empty: the only one
+    volume: str = ""
 
     def load(self) -> Volume:
         """Read the voxels; raises SeriesRejected with the reason."""
@@ -83,7 +85,11 @@ class Found:
 
 
 def find(
-    places: Sequence[Path], images: str | None, masks: str | None, leave_out: Path | None = None
+    places: Sequence[Path],
+    images: str | None,
+    masks: str | None,
+    leave_out: Path | None = None,
+    most_volumes: int = 1,
 ) -> Found:
     """Find scans and masks in folders, searched recursively, and among single files.
 
@@ -96,6 +102,8 @@ def find(
         ``"labels/*"``); None takes the stems that end as in `MASKS`.
     leave_out
         A folder that is passed over: one's own results are no scans.
+    most_volumes
+        Of one series that are scans of their own; a series of more stays one, which is no volume.
 
     Raises
     ------
@@ -106,7 +114,8 @@ def find(
     volumes = [path for path in files if nifti.is_nifti(path)]
     marked = {path: base for path in volumes if (base := _mask_base(path, masks)) is not None}
     pictures = [path for path in volumes if path not in marked and _wanted(path.name, images)]
-    scans = [*_nifti_scans(pictures), *_series(files, images)]
+    series = [one for whole in _series(files, images) for one in _volumes(whole, most_volumes)]
+    scans = [*_nifti_scans(pictures), *series]
     paired = [replace(scan, mask=_mask_of(scan, marked)) for scan in scans]
     used = {scan.mask for scan in paired}
     stray = tuple(path for path in marked if path not in used)
@@ -154,6 +163,22 @@ def _series(files: Iterable[Path], images: str | None) -> list[Scan]:
         # an export may hold an instance twice; a stack takes it once
         instances.setdefault(uid, {}).setdefault(str(ds.get("SOPInstanceUID", path)), path)
     return [_scan_of(headers[uid], tuple(instances[uid].values())) for uid in headers]
+
+
+def _volumes(series: Scan, most: int) -> list[Scan]:
+    """Part a series that holds several volumes, at most so many."""
+    parts = splitting.parts_of(series.files) if most > 1 else ()
+    if not 1 < len(parts) <= most:
+        return [series]
+    return [
+        replace(
+            series,
+            name=f"{series.name}_{part.name}",
+            files=splitting.files_of(part, series.files),
+            volume=part.name,
+        )
+        for part in parts
+    ]
 
 
 def _header(path: Path) -> Dataset | None:

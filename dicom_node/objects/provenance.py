@@ -191,6 +191,7 @@ def scoring_parameters(score: ScoreSummary) -> dict[str, str]:
         "reference_subjects": str(score.n_reference),
         "threshold": f"{score.threshold:g}",
         **({"space": score.space} if score.space else {}),
+        **({"volume": score.part.name} if score.part else {}),
     }
 
 
@@ -239,6 +240,9 @@ def identifiers(
             score.fingerprint,
             score.batch_version,
             repr(float(score.threshold)),
+            # the volumes of a series may share an instance, and stay what they were in its next
+            # revision
+            *((score.part.subject,) if score.part else ()),
             kind,
         ),
         tracked or {},

@@ -8,8 +8,10 @@ import pytest
 from pydicom.uid import generate_uid
 
 from dicom_node.config import NodeConfig
+from dicom_node.explanation import explain
 from dicom_node.protocol import match
-from tests.make import console
+from dicom_node.protocol_config import Match, Protocol
+from tests.make import console, lines
 from tests.make.instances import Geometry, make_enhanced, make_series, write
 
 STACK = Geometry(rows=8, columns=8, n_slices=10, slice_spacing=2.0)
@@ -300,3 +302,16 @@ def test_real_series_get_sensible_names(answers, shared_data, folder, name, faul
     assert found["proposed"]["name"] == name
     assert (fault or "") in (found["fault"] or "")
     assert (fault is None) == (found["fault"] is None)
+
+
+def test_each_volume_of_a_series_is_explained_by_itself(tmp_path):
+    for number, ds in enumerate(lines.echoes(1, (10, 80))):
+        write(ds, tmp_path / f"{number:03d}.dcm")
+    rule = Protocol(name="t2", match=Match(modality="MR", echo_time_ms=(60, 100)))
+    one, two = explain(tmp_path, [rule])
+    assert [(entry.part, entry.protocol, entry.n_instances) for entry in (one, two)] == [
+        ("EchoTime 10", None, 16),
+        ("EchoTime 80", "t2", 16),
+    ]
+    assert dict(one.mismatches)["t2"] == ("echo_time_ms is 10, not 60 to 100",)
+    assert one.fault is None
