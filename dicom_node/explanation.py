@@ -164,12 +164,13 @@ def _add(series: _Instances, file: Path, header: Dataset) -> None:
 def _parted(series: _Instances) -> list[_Instances]:
     """Return the parts of a series that holds several volumes, or the series."""
     parts = splitting.parts_of(series.files)
-    pairs = list(zip(series.files, series.headers, strict=True))
-    return [
-        _Instances(series.uid, part, *map(list, zip(*own, strict=True)))
-        for part in parts
-        if (own := [pair for pair in pairs if str(pair[1].SOPInstanceUID) in part.instances])
-    ] or [series]
+    found = []
+    for part in parts:
+        pairs = zip(series.files, series.headers, strict=True)
+        own = [pair for pair in pairs if str(pair[1].SOPInstanceUID) in part.instances]
+        files, headers = [file for file, _ in own], [header for _, header in own]
+        found.append(_Instances(series.uid, part, files, headers))
+    return found or [series]
 
 
 def _refuse_file(path: Path) -> None:
@@ -199,17 +200,18 @@ def _explain(instances: _Instances, asked: _Asked, *, alone: bool) -> Explained:
         entry = replace(entry, notes=(note,))
     else:
         try:
-            built = _build(instances.files)
+            built = _build(instances)
         except SeriesRejected as error:
             return replace(entry, signature=signature(header, spacing_mm), fault=str(error))
         header, spacing_mm = built.headers[0], built.spacing_mm
     return _judged(entry, header, spacing_mm, asked)
 
 
-def _build(files: Sequence[Path]) -> volume.Volume:
+def _build(instances: _Instances) -> volume.Volume:
     """Stack the files as the line does; raises SeriesRejected with the reason."""
+    part = instances.part
     try:
-        return volume.build(files)
+        return volume.build(instances.files, part.frames if part else ())
     except _UNREADABLE as error:
         raise UnsupportedPixels(f"an instance cannot be read: {error}") from error
 

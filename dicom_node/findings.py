@@ -43,6 +43,8 @@ class PartOf:
     name: str
     #: name of its content; another revision of the series has another
     subject: str
+    #: numbers, from 1, of its frames where it is some of those of a multi-frame image; else empty
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

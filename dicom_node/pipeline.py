@@ -319,5 +319,5 @@ def _summary(line: Line, claimed: Protocol, entry: Score, part: Part | None) -> 
         encoder=line.config.encoder.model,
         scored_at=entry.scored,
         space=space.chosen.digest if space and space.chosen else "",
-        part=PartOf(part.number, part.name, entry.subject) if part else None,
+        part=PartOf(part.number, part.name, entry.subject, part.frames) if part else None,
     )

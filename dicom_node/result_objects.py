@@ -20,6 +20,7 @@ from dicom_node import durable, tracking
 from dicom_node.config import Results
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
+from dicom_node.objects import provenance
 from dicom_node.objects.drawing import Picture
 from dicom_node.objects.key_objects import make_key_objects
 from dicom_node.objects.measurement_report import make_report
@@ -80,7 +81,11 @@ def write_objects(line: Line, folder: Path, entry: Score, found: Found) -> list[
     earlier = _earlier(line, entry)
     tracked = earlier.tracking_uids(found.labels, found.source.affine)
     maker = _Maker(line.config.results, line.config.node.node_id, found, earlier, tracked)
-    return [_save_object(ds, kind, folder / name) for ds, kind, name in maker.objects(picture)]
+    made = []
+    for ds, kind, name in maker.objects(picture):
+        provenance.name_frames(ds, found.source.headers[0], found.score)
+        made.append(_save_object(ds, kind, folder / name))
+    return made
 
 
 def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:

@@ -22,9 +22,17 @@ from pydicom.dataset import Dataset
 
 from dicom_node import protocol, slice_planes, volume
 from dicom_node.config import digest
-from dicom_node.errors import SeriesRejected
+from dicom_node.errors import IrregularGeometry, SeriesRejected
 from dicom_node.series import Part
-from dicom_node.several_volumes import TIMES, TOLD_BY, Traits, by_place, by_size, traits_of
+from dicom_node.several_volumes import (
+    TIMES,
+    TOLD_BY,
+    Traits,
+    by_place,
+    by_size,
+    traits_of,
+    traits_of_frame,
+)
 from dicom_node.slice_planes import Plane
 
 #: names that a sentence lists
@@ -42,6 +50,8 @@ class SingleVolume:
     instances: tuple[str, ...] = ()
     #: slices or frames
     n_slices: int = 0
+    #: numbers, from 1, of its frames in the one file; empty: all
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,8 @@ class _Member:
     uid: str
     plane: Plane
     traits: Traits
+    #: its number, from 1, in a multi-frame image; 0: it is an instance
+    frame: int = 0
 
 
 # --- the parts of a series ----------------------------------------------------------------------
@@ -67,7 +79,7 @@ def parts_of(files: Sequence[Path]) -> tuple[Part, ...]:
 
     Returns
     -------
-    Two or more, each instance in exactly one; one at least has as many slices as a volume needs.
+    Two or more, each slice or frame in exactly one; one at least has the slices of a volume.
     None where the series is one volume, and where it is none for a reason that is not this one:
     `volume.build` says it. So it is with a concatenation, one image in several instances.
     """
@@ -76,7 +88,7 @@ def parts_of(files: Sequence[Path]) -> tuple[Part, ...]:
         return ()
     names = _names([one.traits for one in found])
     return tuple(
-        Part(digest(sorted(one.traits.items())), number, name, one.instances)
+        Part(digest(sorted(one.traits.items())), number, name, one.instances, one.frames)
         for number, (one, name) in enumerate(zip(found, names, strict=True), 1)
     )
 
@@ -141,10 +153,9 @@ def split(files: Sequence[Path]) -> tuple[SingleVolume, ...]:
 
     Returns
     -------
-    At least one group, ordered by its traits, each file in exactly one, no two with the same
-    traits. What no attribute tells apart stays together: `volume.build` then refuses the group by
-    name, as it does what is no volume for another reason. Each multi-frame image is a group of its
-    own and is not looked into.
+    At least one group, ordered by its traits, each slice or frame in exactly one, no two with the
+    same traits. What no attribute tells apart stays together: `volume.build` then refuses the group
+    by name, as it does what is no volume for another reason. No group holds two multi-frame images.
 
     Raises
     ------
@@ -166,15 +177,8 @@ def _split(headers: Sequence[tuple[Path, Dataset]]) -> tuple[SingleVolume, ...]:
         for path, ds in singles
     ]
     groups = [_single_volume(traits, part) for traits, part in _groups(members)]
-    groups += [
-        SingleVolume(
-            _told(ds, [other for _, other in multi]),
-            (path,),
-            (str(ds.get("SOPInstanceUID")),),
-            int(ds.NumberOfFrames),
-        )
-        for path, ds in multi
-    ]
+    for path, ds in multi:
+        groups += _of_image(path, ds, _told(ds, [other for _, other in multi]))
     groups.sort(key=lambda one: ([*map(by_size, one.traits.values())], min(one.instances)))
     return tuple(_distinct(groups))
 
@@ -186,6 +190,42 @@ def _single_volume(traits: Traits, part: Sequence[_Member]) -> SingleVolume:
         tuple(sorted(member.uid for member in part)),
         len(part),
     )
+
+
+def _of_image(path: Path, ds: Dataset, told: Traits) -> list[SingleVolume]:
+    """Part the frames of a multi-frame image whose frames lie at the places of others."""
+    uid = str(ds.get("SOPInstanceUID"))
+    groups = list(_groups(_frames(path, ds)))
+    if len(groups) < 2:
+        return [SingleVolume(told, (path,), (uid,), int(ds.NumberOfFrames))]
+    return [
+        replace(
+            _single_volume({**told, **traits}, part),
+            files=(path,),
+            instances=(uid,),
+            frames=tuple(sorted(member.frame for member in part)),
+        )
+        for traits, part in groups
+    ]
+
+
+def _frames(path: Path, ds: Dataset) -> list[_Member]:
+    """Return the frames of an image; none of one that is a stack, or does not describe them all."""
+    items, uid = list(ds.get("PerFrameFunctionalGroupsSequence") or []), str(ds.SOPInstanceUID)
+    if len(items) != int(ds.NumberOfFrames):
+        return []
+    planes = [slice_planes.of_frame(ds, item) for item in items]
+    try:
+        slice_planes.check_parallel(planes)
+        if len(set(slice_planes.places(planes))) == len(planes):
+            return []
+    except IrregularGeometry:
+        pass  # several stacks
+    every = (traits_of_frame(ds, item) for item in items)
+    return [
+        _Member(path, uid, plane, traits, number)
+        for number, (plane, traits) in enumerate(zip(planes, every, strict=True), 1)
+    ]
 
 
 def _distinct(groups: Sequence[SingleVolume]) -> Iterator[SingleVolume]:

@@ -110,7 +110,7 @@ def not_below_air(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(voxels, _AIR_HU)
 
 
-def build(files: Sequence[Path]) -> Volume:
+def build(files: Sequence[Path], frames: Sequence[int] = ()) -> Volume:
     """Read the instances of one series and stack them.
 
     Parameters
@@ -118,6 +118,9 @@ def build(files: Sequence[Path]) -> Volume:
     files
         All instances of the series, in any order; one multi-frame instance of an enhanced image.
         A slice that came twice, alike but for its SOP Instance UID, is taken once (`Volume.notes`).
+    frames
+        Numbers, ascending and from 1, of those frames of the multi-frame instance that are the
+        volume; empty: all of them. The header is then that of an image which has these alone.
 
     Returns
     -------
@@ -149,6 +152,8 @@ def build(files: Sequence[Path]) -> Volume:
             _check_pixels(datasets)
             _check_no_mosaic(datasets)
             for ds in datasets:
+                if frames:
+                    source_pixels.keep_frames(ds, frames)
                 source_pixels.prepare(ds)
             if datasets[0].SOPClassUID in _ENHANCED:
                 return _from_enhanced(datasets)
@@ -165,7 +170,7 @@ def build(files: Sequence[Path]) -> Volume:
 
 def build_series(series: Series) -> Volume:
     """Stack a series, or the part of one that it stands for; raises as `build` does."""
-    return build(series.files)
+    return build(series.files, series.part.frames if series.part else ())
 
 
 @contextmanager

@@ -57,13 +57,15 @@ class Scan:
     mask: Path | None = None
     #: which volume of its series, in words ("EchoTime 80"); empty: the only one
     volume: str = ""
+    #: numbers, from 1, of its frames in the one file; empty: all
+    frames: tuple[int, ...] = ()
 
     def load(self) -> Volume:
         """Read the voxels; raises SeriesRejected with the reason."""
         if nifti.is_nifti(self.files[0]):
             return nifti.read(self.files[0])
         try:
-            return volume.build(self.files)
+            return volume.build(self.files, self.frames)
         except _UNREADABLE as error:
             raise UnsupportedPixels(f"an instance cannot be read: {error}") from error
 
@@ -72,7 +74,8 @@ class Scan:
 
         All of them are read for it. What is kept under it can never be of another scan.
         """
-        return digest(sorted(sha256_of(path) for path in self.files))
+        sums = sorted(sha256_of(path) for path in self.files)
+        return digest(sums, self.frames) if self.frames else digest(sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ def _volumes(series: Scan, most: int) -> list[Scan]:
             name=f"{series.name}_{part.name}",
             files=splitting.files_of(part, series.files),
             volume=part.name,
+            frames=part.frames,
         )
         for part in parts
     ]

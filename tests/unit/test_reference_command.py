@@ -235,15 +235,28 @@ def test_a_localizer_is_called_one(call, tmp_path):
     assert "proposed" not in said
 
 
-def test_a_series_of_two_geometries_is_called_one(call, tmp_path):
-    tilted = Geometry(rows=8, columns=8, n_slices=10, orientation=(0, 1, 0, 0, 0, -1))
+def two_stacks(**second):
+    """A stack, and another of another geometry, in one series."""
+    other = Geometry(**({"rows": 8, "columns": 8, "n_slices": 10} | second))
     datasets = make_series("MR", STACK)
-    for number, ds in enumerate(make_series("MR", tilted)):
+    for number, ds in enumerate(make_series("MR", other)):
         ds.SOPInstanceUID = generate_uid(entropy_srcs=["second", str(number)])
         datasets.append(ds)
-    status, _, errors = call(save(tmp_path / "two", datasets))
+    return datasets
+
+
+def test_a_series_of_two_matrices_is_called_one_of_two_geometries(call, tmp_path):
+    status, _, errors = call(save(tmp_path / "two", two_stacks(rows=6)))
     assert status == 1
     assert "2 geometries in one series" in errors
+
+
+def test_two_stacks_that_are_not_parallel_are_two_volumes(call, tmp_path):
+    sagittal = two_stacks(orientation=(0, 1, 0, 0, 0, -1))
+    status, said, _ = call(save(tmp_path / "two", sagittal))
+    assert status == 0
+    assert "volume Plane axial, 10 instances" in said
+    assert "volume Plane sagittal, 10 instances" in said
 
 
 def test_a_series_that_is_too_thin_gets_a_name_and_no_rule(call, answers, tmp_path):
