@@ -82,6 +82,15 @@ def traits_of(ds: Dataset) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
+def trait_number(ds: Dataset, name: str) -> float | None:
+    """Return one of `traits_of` as a number, 0 too; None where it is none."""
+    try:
+        found = float(traits_of(ds).get(name, ""))
+    except ValueError:
+        return None
+    return found if np.isfinite(found) else None
+
+
 def traits_of_frame(ds: Dataset, frame: Dataset) -> dict[str, str]:
     """Return the same of one frame of an enhanced image."""
     view = Dataset()

@@ -183,6 +183,32 @@ def test_a_part_that_no_protocol_claims_costs_the_other_nothing(make):
     assert {one["part"] for one in shown} == {"EchoTime 10"}
 
 
+def test_each_b_value_founds_a_protocol_of_its_own(make):
+    line = make(several=({"name": "ct", "match": {"modality": "CT"}},))
+    made = lines.echoes(1, (10, 80))
+    for ds in made:
+        ds.DiffusionBValue, ds.EchoTime = 0.0 if ds.EchoTime == 10 else 1000.0, 90
+    uid = lines.receive(line, made)
+    work(line)
+    rules = [one.protocol.match.b_value for one in line.protocols.discovered()]
+    assert rules == [(0.0, 10.0), (900.0, 1100.0)]
+    claimed = {name: jobs(line, uid)[name, "tokenize"][1] for name in parts(line, uid)}
+    assert list(claimed) == ["DiffusionBValue 0", "DiffusionBValue 1000"]
+    assert list(claimed.values()) == [one.protocol.name for one in line.protocols.discovered()]
+
+
+def test_a_rule_takes_the_first_time_point_alone(make):
+    first = {"name": "first", "match": {"modality": "MR", "temporal_position": [1, 1]}}
+    line = make(several=(first,), grouping={"discover": False})
+    made = lines.echoes(1, (1, 2))
+    for ds in made:
+        ds.TemporalPositionIdentifier, ds.EchoTime = ds.EchoTime, 10
+    uid = lines.receive(line, made)
+    work(line)
+    assert jobs(line, uid)["TemporalPosition 1", "score"][0] == "waiting"
+    assert jobs(line, uid)["TemporalPosition 2", "tokenize"][0] == "rejected"
+
+
 def test_a_part_that_is_no_volume_is_rejected_alone(make):
     line = make()
     made = [ds for n, ds in enumerate(lines.echoes(1, (10, 80))) if n not in (20, 21, 22)]
