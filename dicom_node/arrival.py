@@ -22,6 +22,8 @@ _LEAST_SLICES = 4
 GAP = 1.5
 #: nearer ones lie at one position: echoes, time points
 _SAME_MM = 1e-2
+#: and those nearer than this share of the usual step
+_SAME_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,16 @@ def has_gap(slices: Sequence[Slice]) -> bool:
     places = sorted(one.along_mm for one in slices)
     steps = [b - a for a, b in pairwise(places) if b - a > _SAME_MM]
     return len(steps) + 1 >= _LEAST_SLICES and max(steps) > GAP * median(steps)
+
+
+def is_one_stack(slices: Sequence[Slice | None]) -> bool:
+    """Return whether all say where they lie, in one plane, each at a place of its own."""
+    known = [one for one in slices if one is not None]
+    if len(known) < len(slices) or len({one.plane for one in known}) != 1:
+        return False
+    places = sorted(one.along_mm for one in known)
+    steps = [b - a for a, b in pairwise(places)]
+    return not steps or min(steps) > max(_SAME_MM, _SAME_SHARE * median(steps))
 
 
 def _numbers(text: str, n: int) -> list[float] | None:

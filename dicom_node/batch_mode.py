@@ -26,7 +26,7 @@ from dicom_node.batch.products import Mapped
 from dicom_node.batch.recipe import Recipe
 from dicom_node.batch.results import BatchResult, Scored, write_tables
 from dicom_node.config import NodeConfig, digest
-from dicom_node.errors import ConfigError, NodeError, SeriesRejected
+from dicom_node.errors import ConfigError, InsufficientReference, NodeError, SeriesRejected
 from dicom_node.reference_files import ReferenceFiles
 from dicom_node.scoring import score_against, subject_scores
 from dicom_node.subject import make_subject
@@ -117,10 +117,11 @@ def score_batch(
         The encoder cannot be loaded.
     """
     listener = listener or Listener()
-    found = inputs.find(places, images, masks, out)
+    settings = config or NodeConfig()
+    found = inputs.find(places, images, masks, out, settings.scoring.max_volumes)
     _note_what_is_odd(found, listener)
     _check_enough(len(found.scans), len(found.scans))
-    chosen = _recipe(found.scans, config or NodeConfig(), protocol_name, preset, cache)
+    chosen = _recipe(found.scans, settings, protocol_name, preset, cache)
     durable.make_folder(out)
     chosen = own_space.learnt(chosen, found.scans, listener.note, out / "work")
     any_mask = any(scan.mask for scan in found.scans)
@@ -145,7 +146,8 @@ def _note_what_is_odd(found: Found, listener: Listener) -> None:
     """Say what is allowed and yet hardly meant."""
     for path in found.stray_masks:
         listener.note(f"the mask {path} belongs to no image: their names do not begin alike")
-    studies = Counter(scan.study for scan in found.scans if scan.study)
+    # the volumes of one series are never compared with one another
+    studies = Counter(scan.study for scan in found.scans if scan.study and not scan.volume)
     n_several = sum(n > 1 for n in studies.values())
     if n_several:
         listener.note(
@@ -250,12 +252,19 @@ def _score_all(run: _Run, kept: Sequence[_Kept]) -> list[Scored]:
 def _batch_of(kept: Sequence[_Kept], own: _Kept) -> tuple[list[str], list[str]]:
     """Return the keys of the batch of a scan, and the names of its own patient's other scans.
 
-    Of each other patient the newest scan. The own patient's others never serve: the lesion that is
-    in them too would be the nearest match, and hide the one that is sought.
+    Of each other patient the newest scan, and of a series of several volumes the same one: an echo
+    is compared with no other. The own patient's others never serve: the lesion that is in them too
+    would be the nearest match, and hide the one that is sought. Raises InsufficientReference.
     """
-    newest = {entry.patient: entry for entry in sorted(kept, key=lambda e: e.scan.scanned)}
+    alike = [entry for entry in kept if entry.scan.volume == own.scan.volume]
+    newest = {entry.patient: entry for entry in sorted(alike, key=lambda e: e.scan.scanned)}
     others = [entry.key for patient, entry in newest.items() if patient != own.patient]
-    same = [e.scan.name for e in kept if e.patient == own.patient and e is not own]
+    same = [e.scan.name for e in alike if e.patient == own.patient and e is not own]
+    if own.scan.volume and len(others) < MIN_SUBJECTS - 1:
+        raise InsufficientReference(
+            f"{len(others)} other patients have a volume {own.scan.volume}, and at least "
+            f"{MIN_SUBJECTS - 1} are needed"
+        )
     return sorted(others), same
 
 

@@ -255,7 +255,8 @@ def _print_status(found: dict[str, Any]) -> None:
         _say(head, "red", fault["reason"])
     for job in found["unfinished"]:
         head = f"{job['stage']} {job['state']}"
-        _say(head, "yellow", f"series {job['series']}: {job['reason']}")
+        of_part = f" ({job['part']})" if job["part"] else ""
+        _say(head, "yellow", f"series {job['series']}{of_part}: {job['reason']}")
     for refusal in found["refusals"]:
         _say(f"refused from {refusal['from']}:", "yellow", refusal["reason"])
 

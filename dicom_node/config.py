@@ -124,6 +124,8 @@ class Scoring(Section):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     #: a stage that takes longer hangs, and costs its worker
     stage_limit: Seconds = 3600.0
+    #: of one series that are scored, each by itself: what holds more (fMRI, perfusion) is rejected
+    max_volumes: Annotated[int, Field(ge=1, le=200)] = 12
 
 
 class Results(Section):

@@ -13,9 +13,9 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     │   ├── InstanceRejected (.status)         UnsupportedSOPClass, DataSetMismatch,
     │   │                                      UnreadableDataSet
     │   └── SeriesRejected                     InconsistentSeries, IrregularGeometry,
-    │                                          UnsupportedPixels, NoMatchingProtocol,
-    │                                          NotScorable, EmptyForeground,
-    │                                          RegistrationFailed
+    │                                          TooManyVolumes, UnsupportedPixels,
+    │                                          NoMatchingProtocol, NotScorable,
+    │                                          EmptyForeground, RegistrationFailed
     ├── InsufficientReference          WAIT    re-run when the batch has grown
     ├── TokenSpaceMismatch             WAIT    a batch of another fingerprint: rebuild one
     ├── DecisionRefused                HALT    a person's wish for the batch cannot be followed
@@ -118,6 +118,10 @@ class InconsistentSeries(SeriesRejected):
 
 class IrregularGeometry(SeriesRejected):
     """The slices of the series do not form a regular volume."""
+
+
+class TooManyVolumes(SeriesRejected):
+    """The series holds more volumes than are scored of one series."""
 
 
 class UnsupportedPixels(SeriesRejected):

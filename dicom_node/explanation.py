@@ -16,7 +16,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_node import proposal, protocol, volume
+from dicom_node import proposal, protocol, splitting, volume
 from dicom_node.errors import (
     InconsistentSeries,
     IrregularGeometry,
@@ -28,6 +28,7 @@ from dicom_node.errors import (
 from dicom_node.grouping import Discovered, joined, unfit
 from dicom_node.header import DAMAGED, codes, number, value
 from dicom_node.protocol_config import Protocol
+from dicom_node.series import Part
 from dicom_node.signature import Signature, group, signature
 
 #: what pydicom raises on what is no DICOM file, or a damaged one: nobody has checked these
@@ -47,7 +48,7 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What becomes of one series."""
+    """What becomes of one series, or of one volume of a series that holds several."""
 
     #: empty where the instances have none
     series_instance_uid: str
@@ -65,6 +66,8 @@ class Explained:
     #: why the node rejects it
     fault: str | None = None
     notes: tuple[str, ...] = ()
+    #: which volume of the series, in words; empty: the only one
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,10 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Instances:
-    """The instances of one series."""
+    """The instances of one series, or of one part of it."""
 
     uid: str
+    part: Part | None = None
     files: list[Path] = field(default_factory=list)
     headers: list[Dataset] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -109,7 +113,8 @@ def explain(
     """
     alone = path.is_file()
     asked = _Asked(protocols, discovered)
-    found = [_explain(entry, asked, alone=alone) for entry in _read(path)]
+    series = [one for whole in _read(path) for one in _parted(whole)]
+    found = [_explain(entry, asked, alone=alone) for entry in series]
     taken = {entry.name for entry in protocols} | {entry.protocol.name for entry in discovered}
     return _with_proposals(found, taken)
 
@@ -156,6 +161,18 @@ def _add(series: _Instances, file: Path, header: Dataset) -> None:
         series.headers.append(header)
 
 
+def _parted(series: _Instances) -> list[_Instances]:
+    """Return the parts of a series that holds several volumes, or the series."""
+    parts = splitting.parts_of(series.files)
+    found = []
+    for part in parts:
+        pairs = zip(series.files, series.headers, strict=True)
+        own = [pair for pair in pairs if str(pair[1].SOPInstanceUID) in part.instances]
+        files, headers = [file for file, _ in own], [header for _, header in own]
+        found.append(_Instances(series.uid, part, files, headers))
+    return found or [series]
+
+
 def _refuse_file(path: Path) -> None:
     """Say what a file is that is no CT or MR instance."""
     header = _header(path)
@@ -172,7 +189,8 @@ def _refuse_file(path: Path) -> None:
 
 def _explain(instances: _Instances, asked: _Asked, *, alone: bool) -> Explained:
     """Say what becomes of one series; what the node would reject it for is a fault."""
-    entry = Explained(instances.uid, len(instances.files), None)
+    part = instances.part
+    entry = Explained(instances.uid, len(instances.files), None, part=part.name if part else "")
     try:
         header, spacing_mm = _common(instances.headers)
     except SeriesRejected as error:
@@ -182,17 +200,18 @@ def _explain(instances: _Instances, asked: _Asked, *, alone: bool) -> Explained:
         entry = replace(entry, notes=(note,))
     else:
         try:
-            built = _build(instances.files)
+            built = _build(instances)
         except SeriesRejected as error:
             return replace(entry, signature=signature(header, spacing_mm), fault=str(error))
         header, spacing_mm = built.headers[0], built.spacing_mm
     return _judged(entry, header, spacing_mm, asked)
 
 
-def _build(files: Sequence[Path]) -> volume.Volume:
+def _build(instances: _Instances) -> volume.Volume:
     """Stack the files as the line does; raises SeriesRejected with the reason."""
+    part = instances.part
     try:
-        return volume.build(files)
+        return volume.build(instances.files, part.frames if part else ())
     except _UNREADABLE as error:
         raise UnsupportedPixels(f"an instance cannot be read: {error}") from error
 

@@ -34,6 +34,20 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class PartOf:
+    """Which volume of its series a score is of, as a result object says it."""
+
+    #: its place among the volumes of the series, from 1
+    number: int
+    #: what tells it from them, in words
+    name: str
+    #: name of its content; another revision of the series has another
+    subject: str
+    #: numbers, from 1, of its frames where it is some of those of a multi-frame image; else empty
+    frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreSummary:
     """What a result object says about the score it shows; all that it knows of the scoring."""
 
@@ -52,6 +66,8 @@ class ScoreSummary:
     scored_at: datetime
     #: name of the batch's own template and histogram; empty: it has none
     space: str = ""
+    #: which volume of a series that holds several; None: the only one
+    part: PartOf | None = None
 
 
 LabelMap = NDArray[np.uint8]

@@ -122,19 +122,18 @@ class Protocols:
         except NoMatchingProtocol as error:
             return self._claim_unclaimed(header, spacing_mm, error)
 
-    def withdraw(self, name: str, uid: str) -> None:
-        """Take back a discovered protocol whose first series `uid` turned out to be of no use.
+    def withdraw(self, name: str, uid: str, part: str = "") -> None:
+        """Take back a discovered protocol whose first series, or part, turned out to be of no use.
 
         Nothing happens where other series have come to it, or a person has adopted it.
         """
         if self.database is None or name in {entry.name for entry in self.config.protocol}:
             return
         with self.database.begin() as db:
-            if series_table.claimed(db, name) == [uid] and not reference_table.fingerprints(
-                db, name
-            ):
+            alone = series_table.claimed(db, name) == [(uid, part)]
+            if alone and not reference_table.fingerprints(db, name):
                 discovered_table.forget(db, name, clock.now())
-                series_table.clear_protocol(db, [uid])
+                series_table.clear_protocol(db, [(uid, part)])
 
     def _claim_unclaimed(
         self, header: Dataset, spacing_mm: Spacing, unclaimed: NoMatchingProtocol

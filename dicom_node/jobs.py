@@ -87,9 +87,10 @@ class DeliveryState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One stage of one revision of one series, as it was when it was read.
+    """One stage of one revision of one series or part of it, as it was when it was read.
 
-    There is at most one per series, revision and stage; that is what makes queueing idempotent.
+    There is at most one per series, revision, part and stage; that is what makes queueing
+    idempotent.
     ``reason`` is the outcome of a job that is done, and of any other why it is not.
     """
 
@@ -104,6 +105,8 @@ class Job:
     attempts: int
     reason: str | None
     updated: datetime
+    #: key of the volume of its series; empty: the series as a whole
+    part: str = ""
 
 
 def doubled_s(first_s: float, longest_s: float, attempts: int) -> float:

@@ -46,7 +46,7 @@ from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series
 from dicom_node.space import Space, SpaceFiles
 from dicom_node.space_rules import settings_of
-from dicom_node.store import series_table, space_table
+from dicom_node.store import part_table, series_table, space_table
 from dicom_node.store.database import Database
 from dicom_node.weight_files import WeightsCard
 
@@ -327,16 +327,30 @@ class Line(Methods):
         redundancy = partial(nearest_distances, self.files(of))
         return ReferenceBatch(self.database, of, self.token_fingerprint(of), redundancy)
 
-    def series(self, uid: str) -> tuple[Series, str]:
-        """Return a series as it is now and the name of its content as a subject.
+    def series(self, uid: str, part: str = "") -> tuple[Series, str]:
+        """Return a series, or a part of it, as it is now and the name of its content as a subject.
 
-        Both of one moment: an instance that comes later makes another subject. Raises LookupError
-        for a series that the ledger does not know.
+        Both of one moment: an instance that comes later makes another subject, of each part. Raises
+        LookupError for a series or a part that the ledger does not know.
         """
         with self.database.read() as db:
-            found = series_table.load(db, uid, self.folders.inbox)
+            found = series_table.load(db, uid, self.folders.inbox, part)
             content = series_table.instances_digest_source(db, uid)
-        return found, digest(uid, content)
+        return found, subject_name(uid, content, part)
+
+    def subjects(self, series: Series) -> list[str]:
+        """Return the names of all subjects of a series' revision: one, or one per part."""
+        uid = series.series_instance_uid
+        with self.database.read() as db:
+            content = series_table.instances_digest_source(db, uid)
+            keys = part_table.keys(db, uid, series.revision)
+        return [subject_name(uid, content, key) for key in keys or [""]]
+
+
+def subject_name(uid: str, content: Sequence[tuple[str, str]], part: str) -> str:
+    """Return the name of a series' content, or of a part of it, as a subject."""
+    # without a part as it was before there were any: batches are full of such names
+    return digest(uid, content, part) if part else digest(uid, content)
 
 
 def _search(of: Protocol) -> SearchSpec:

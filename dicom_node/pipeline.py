@@ -1,13 +1,15 @@
 """The line as code: one function per arrow, in order. The file a newcomer reads first.
 
-``tokenize``  series -> volume -> protocol -> canonical grid -> slices -> frozen ViT -> tokens
+``tokenize``  series -> its volumes, where it holds several: each goes on by itself, as a *part*
+              volume -> protocol -> canonical grid -> slices -> frozen ViT -> tokens
 ``score``     tokens -> mutual similarity against the frozen batch -> calibrated token scores
 ``report``    token scores -> map on the source grid -> findings -> SEG, SR and SC -> outbox
 
-Each is idempotent: its product lies on disk under a name made from its input, so that a node killed
-anywhere re-runs at most one of them. Each reads what it needs from the ledger and the disk, and
-hands nothing to the next but rows and files. It returns a short text for the ledger, without
-patient data; what is wrong is raised, and the worker makes a state of it.
+Each runs on a series that is one volume, or on one part of a series. Each is idempotent: its
+product lies on disk under a name made from its input, so that a node killed anywhere re-runs at
+most one of them. Each reads what it needs from the ledger and the disk, and hands nothing to the
+next but rows and files. It returns a short text for the ledger, without patient data; what is wrong
+is raised, and the worker makes a state of it.
 """
 
 from __future__ import annotations
@@ -20,20 +22,23 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from dicom_node import admission, clock, durable, findings, founding, quality, volume
+from dicom_node import admission, clock, durable, findings, founding, quality, splitting, volume
+from dicom_node.arrival import is_one_stack
 from dicom_node.batch_mode import score_batch as score_batch
 from dicom_node.config import digest
-from dicom_node.errors import SeriesRejected
-from dicom_node.findings import ScoreSummary
+from dicom_node.errors import SeriesRejected, TooManyVolumes
+from dicom_node.findings import PartOf, ScoreSummary
 from dicom_node.line import Line
 from dicom_node.protocol import patient_key
 from dicom_node.protocol_config import Protocol
 from dicom_node.result_objects import Found, write_objects
 from dicom_node.scanner import scanner_of, software_of
 from dicom_node.scoring import BatchScores, all_scores, percentile_among, score_against
+from dicom_node.series import Part
 from dicom_node.store import (
     history,
     job_table,
+    part_table,
     reference_table,
     result_table,
     series_table,
@@ -51,8 +56,46 @@ Progress = Callable[[float], None]
 # --- tokenize -----------------------------------------------------------------------------------
 
 
-def tokenize(line: Line, uid: str, progress: Progress) -> str:
+def tokenize(line: Line, uid: str, progress: Progress, part: str = "") -> str:
     """Turn a complete series into tokens and make it known to its batch; returns the protocol.
+
+    A series that holds several volumes is parted instead: the ledger then has its parts, which the
+    worker queues, and what they are told apart by is returned. Raises SeriesRejected, as the rest
+    does: the series is no volume, or holds too many.
+    """
+    if not part:
+        parts = _part(line, uid)
+        if parts:
+            return splitting.told_by(parts)
+    return _tokenize(line, uid, progress, part)
+
+
+def _part(line: Line, uid: str) -> tuple[Part, ...]:
+    """Look for the volumes of a series, and keep what is found; none: it is one volume.
+
+    Headers are read only where the places of the slices leave a doubt. Raises TooManyVolumes.
+    """
+    series, _ = line.series(uid)
+    with line.database.read() as db:
+        known = part_table.parts(db, uid, series.revision)
+        plain = is_one_stack(series_table.slices(db, uid))
+    found = () if plain else splitting.parts_of(series.files)
+    most = line.config.scoring.max_volumes
+    if len(found) > most:
+        raise TooManyVolumes(
+            f"the series holds {splitting.told_by(found)}; at most {most} of one series are scored "
+            "(scoring.max_volumes): have those that matter sent as series of their own, or raise "
+            "the limit, then `dicom-node retry`"
+        )
+    if list(found) != known:
+        with line.database.begin() as db:
+            part_table.record(db, uid, series.revision, found)
+            series_table.clear_protocol(db, [(uid, "")])
+    return found
+
+
+def _tokenize(line: Line, uid: str, progress: Progress, part: str) -> str:
+    """Turn one volume into tokens and make it known to its batch; returns the protocol.
 
     A series like none before founds a protocol (:mod:`dicom_node.grouping`); the first of one that
     takes its template or histogram from its own batch founds the batch's space. Tokens that are
@@ -60,12 +103,12 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     released. Raises SeriesRejected: the series is no volume, no protocol claims it and none may be
     founded, or there is no body in it.
     """
-    series, name = line.series(uid)
-    source = volume.build(series.files)
+    series, name = line.series(uid, part)
+    source = volume.build_series(series)
     claimed = line.protocols.claim(source.headers[0], source.spacing_mm)
     with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol
-        series_table.set_protocol(db, uid, claimed.name)
-        job_table.set_protocol(db, uid, series.revision, claimed.name)
+        series_table.set_protocol(db, uid, claimed.name, part)
+        job_table.set_protocol(db, uid, series.revision, claimed.name, part)
     if claimed.own and line.look(claimed) is None:
         founding.found_space(line, claimed, name, source, progress)
     files = line.files(claimed)
@@ -74,11 +117,13 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
         try:
             files.save_subject(name, founding.subject_of(line, claimed, source, space, progress))
         except SeriesRejected:
-            line.protocols.withdraw(claimed.name, uid)
+            line.protocols.withdraw(claimed.name, uid, part)
             raise
     at, header = clock.now(), source.headers[0]
     made_by = (scanner_of(header), software_of(header))
-    line.batch(claimed).add_candidate(name, uid, patient_key(header), at, *made_by)
+    line.batch(claimed).add_candidate(
+        *(name, uid, patient_key(header), at, *made_by), part=part, beside=line.subjects(series)
+    )
     if line.batch(claimed).ready():
         with line.database.begin() as db:
             job_table.release_waiting(db, claimed.name, at)
@@ -88,8 +133,8 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
 # --- score --------------------------------------------------------------------------------------
 
 
-def score(line: Line, uid: str, progress: Progress) -> str:
-    """Score a tokenized series against its frozen reference batch; returns the batch's version.
+def score(line: Line, uid: str, progress: Progress, part: str = "") -> str:
+    """Score a tokenized volume against its frozen reference batch; returns the batch's version.
 
     The file comes before the row, and admission after both: killed in between, it is done again and
     the row's first content stays.
@@ -101,15 +146,15 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     NonFiniteScores
         A fault of ours; nothing is kept.
     ConfigError
-        The series' protocol is no longer in the configuration.
+        The volume's protocol is no longer in the configuration.
     """
-    series, name = line.series(uid)
+    series, name = line.series(uid, part)
     claimed = line.protocols.named(series.protocol) if series.protocol else None
     ready = claimed is not None and _has_subject(line, claimed, name)
     if claimed is None or (series.state == series_table.COMPLETE and not ready):
         # tokenized before an upgrade, for another encoder, in another space or for a protocol that
         # is forgotten, and waiting since
-        claimed = line.protocols.named(tokenize(line, uid, progress))
+        claimed = line.protocols.named(_tokenize(line, uid, progress, part))
     at, patient = clock.now(), _patient_of(line, claimed, name)
     batch = line.batch(claimed).snapshot(name, patient, at)
     spec = line.method(claimed).scoring
@@ -119,6 +164,7 @@ def score(line: Line, uid: str, progress: Progress) -> str:
     entry = Score(
         series_instance_uid=uid,
         revision=series.revision,
+        part=part,
         subject=name,
         protocol=claimed.name,
         fingerprint=line.fingerprint(claimed),
@@ -193,7 +239,7 @@ def score_folder(line: Line, entry: Score) -> Path:
 # --- report -------------------------------------------------------------------------------------
 
 
-def report(line: Line, uid: str, progress: Progress) -> str:
+def report(line: Line, uid: str, progress: Progress, part: str = "") -> str:
     """Make findings and result objects of a score and queue their delivery; returns a summary.
 
     The objects are durable before they are recorded. Their UIDs are derived from what they show, so
@@ -203,15 +249,15 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     Raises LookupError where the current revision has no score, ObjectError for an object that is
     not valid.
     """
-    series, _ = line.series(uid)
+    series, _ = line.series(uid, part)
     with line.database.read() as db:
-        score_id, entry = result_table.get_score(db, uid, series.revision)
+        score_id, entry = result_table.get_score(db, uid, series.revision, part)
     claimed = line.protocols.named(entry.protocol)
     line.look(claimed)
-    source = volume.build(series.files)
+    source = volume.build_series(series)
     _name_body_part(source, claimed)
     voxel_map = source_map(line, claimed, entry, source)
-    summary = _summary(line, claimed, entry)
+    summary = _summary(line, claimed, entry, series.part)
     found, labels = findings.locate(
         voxel_map,
         source.affine,
@@ -225,7 +271,7 @@ def report(line: Line, uid: str, progress: Progress) -> str:
     destinations = [d.name for d in line.config.destinations] if claimed.mode == "live" else []
     with line.database.begin() as db:
         result_table.record_results(db, score_id, found, made, destinations, clock.now())
-        result_table.supersede_deliveries(db, uid, series.revision, clock.now())
+        result_table.supersede_deliveries(db, uid, series.revision, clock.now(), part)
     return f"{len(found)} findings, {len(made)} objects"
 
 
@@ -256,7 +302,7 @@ def source_map(line: Line, claimed: Protocol, entry: Score, source: Volume) -> N
     return result
 
 
-def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
+def _summary(line: Line, claimed: Protocol, entry: Score, part: Part | None) -> ScoreSummary:
     """Gather what a result object says about its score."""
     kept = entry.finding_threshold
     with line.database.read() as db:
@@ -273,4 +319,5 @@ def _summary(line: Line, claimed: Protocol, entry: Score) -> ScoreSummary:
         encoder=line.config.encoder.model,
         scored_at=entry.scored,
         space=space.chosen.digest if space and space.chosen else "",
+        part=PartOf(part.number, part.name, entry.subject, part.frames) if part else None,
     )

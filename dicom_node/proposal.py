@@ -223,6 +223,10 @@ def _contrast(signature: Signature, tolerances: Tolerances) -> list[str]:
         ("kvp", signature.kvp, tolerances.kvp),
     )
     lines = [f"{name} = {_range(found, share)}" for name, found, share in numbers if found]
+    if signature.b_value is not None:
+        spread = max(tolerances.b_value * signature.b_value, tolerances.b_value_floor)
+        low, high = max(0.0, signature.b_value - spread), signature.b_value + spread
+        lines.append(f"b_value = [{low:.6g}, {high:.6g}]")
     if signature.kernel:
         lines.append(f"kernel = {_quoted(f'^{re.escape(signature.kernel)}$')}")
     return lines

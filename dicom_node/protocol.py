@@ -21,10 +21,11 @@ from dicom_node.config import digest
 from dicom_node.errors import NoMatchingProtocol
 from dicom_node.header import codes, number, tesla, value
 from dicom_node.protocol_config import Match, Protocol
+from dicom_node.several_volumes import trait_number
 
 #: what stands in Contrast/Bolus Agent when none was given
 _NO_AGENT = {"", "NO", "NONE", "N", "NATIVE", "WITHOUT"}
-_PLANES = ("sagittal", "coronal", "axial")
+PLANES = ("sagittal", "coronal", "axial")
 
 
 def orientation(ds: Dataset) -> str | None:
@@ -41,7 +42,7 @@ def orientation(ds: Dataset) -> str | None:
     if len(values) != 6:
         return None
     row, column = np.asarray(values[:3], float), np.asarray(values[3:], float)
-    return _PLANES[int(np.abs(np.cross(row, column)).argmax())]
+    return PLANES[int(np.abs(np.cross(row, column)).argmax())]
 
 
 def has_contrast(ds: Dataset) -> bool:
@@ -99,6 +100,8 @@ def _range_faults(match: Match, ds: Dataset, slice_spacing_mm: float) -> list[st
         ),
         ("field_strength_t", "", match.field_strength_t, tesla(ds)),
         ("kvp", "", match.kvp, number(ds, "KVP")),
+        ("b_value", "", match.b_value, trait_number(ds, "DiffusionBValue")),
+        ("temporal_position", "", match.temporal_position, trait_number(ds, "TemporalPosition")),
     )
     faults = []
     for name, unit, wanted, found in numbers:

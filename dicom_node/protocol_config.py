@@ -45,6 +45,9 @@ class Match(Section):
     repetition_time_ms: Range | None = None
     inversion_time_ms: Range | None = None
     field_strength_t: Range | None = None
+    #: of one volume: s/mm2, a vendor's own element too; place in a dynamic series, from 1
+    b_value: Range | None = None
+    temporal_position: Range | None = None
     #: of a CT: tube voltage, and a regular expression found in Convolution Kernel
     kvp: Range | None = None
     kernel: str | None = None

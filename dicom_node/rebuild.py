@@ -208,17 +208,21 @@ def _template(line: Line, of: Protocol, member: Member) -> Template:
 
 
 def _volume(line: Line, member: Member) -> Volume:
-    series, _ = line.series(member.series_instance_uid)
-    return volume.build(series.files)
+    series, _ = line.series(member.series_instance_uid, member.part)
+    return volume.build_series(series)
 
 
 def _gone(line: Line, member: Member) -> str:
     """Return why a member cannot be encoded anew; empty where it can."""
     if not member.series_instance_uid:
         return "it came from another node, without its series"
-    series, name = line.series(member.series_instance_uid)
+    changed = "late instances have changed its series since"
+    try:
+        series, name = line.series(member.series_instance_uid, member.part)
+    except LookupError:  # no such part of it any more, or not yet again
+        return changed
     if name != member.subject:
-        return "late instances have changed its series since"
+        return changed
     if not all(path.exists() for path in series.files):
         return "its series is not kept any more"
     return ""

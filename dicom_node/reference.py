@@ -10,7 +10,7 @@ subject lies in :mod:`dicom_node.reference_files`; what people decide of it stan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
@@ -64,18 +64,24 @@ class ReferenceBatch:
         at: datetime,
         scanner: str = "",
         software: str = "",
+        *,
+        part: str = "",
+        beside: Collection[str] = (),
     ) -> None:
         """Make a tokenized subject known; it serves while the batch is founded.
 
         One that is known already keeps its state. Earlier revisions of its series leave, in every
         token space, unless they are pinned or the batch is frozen: an old revision is the same
-        patient with fewer slices, and would hide what is unusual.
+        patient with fewer slices, and would hide what is unusual. Of a series of several volumes
+        `part` is the key of this one, and `beside` has the subjects of all of this revision.
         """
         why, added = "tokenized, not yet scored", clock.stamp(at)
-        entry = Member(subject, uid, patient_key, CANDIDATE, why, added, scanner, software)
+        entry = Member(
+            subject, uid, patient_key, CANDIDATE, why, added, scanner, software, part=part
+        )
         name = self.protocol.name
         with self.database.begin() as db:
-            stale = reference_table.other_revisions(db, name, uid, subject)
+            stale = reference_table.other_revisions(db, name, uid, {subject, *beside})
             for fingerprint, found in groupby(stale, lambda item: item[0]):
                 frozen = Freezes.of(admission_table.freezes(db, name, fingerprint)).frozen
                 changes = _outdated([old for _, old in found], frozen=frozen)

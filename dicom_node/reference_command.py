@@ -94,7 +94,8 @@ def _as_values(entry: Explained) -> dict[str, Any]:
 
 def _name(entry: Explained) -> str:
     """Return what tells a series from the others."""
-    return entry.series_instance_uid or "without SeriesInstanceUID"
+    named = entry.series_instance_uid or "without SeriesInstanceUID"
+    return f"{named}, volume {entry.part}" if entry.part else named
 
 
 def _show(entry: Explained) -> None:

@@ -20,6 +20,7 @@ from dicom_node import durable, tracking
 from dicom_node.config import Results
 from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.line import Line
+from dicom_node.objects import provenance
 from dicom_node.objects.drawing import Picture
 from dicom_node.objects.key_objects import make_key_objects
 from dicom_node.objects.measurement_report import make_report
@@ -31,6 +32,11 @@ from dicom_node.objects.segmentation import make_segmentation
 from dicom_node.store import result_table
 from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.volume import Volume
+
+#: Series Numbers of the objects of two parts of one series differ by this
+_NUMBERS_APART = 1000
+#: characters of a Series Description (PS3.5 6.2, LO)
+_LONGEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,11 @@ def write_objects(line: Line, folder: Path, entry: Score, found: Found) -> list[
     earlier = _earlier(line, entry)
     tracked = earlier.tracking_uids(found.labels, found.source.affine)
     maker = _Maker(line.config.results, line.config.node.node_id, found, earlier, tracked)
-    return [_save_object(ds, kind, folder / name) for ds, kind, name in maker.objects(picture)]
+    made = []
+    for ds, kind, name in maker.objects(picture):
+        provenance.name_frames(ds, found.source.headers[0], found.score)
+        made.append(_save_object(ds, kind, folder / name))
+    return made
 
 
 def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
@@ -86,12 +96,23 @@ def _save_object(ds: Dataset, kind: str, path: Path) -> ResultObject:
     return ResultObject(str(ds.SOPInstanceUID), kind, str(ds.SeriesInstanceUID), name)
 
 
+def described(what: str, part: str = "") -> str:
+    """Return the Series Description of a kind of object, of a part of a series with its name.
+
+    Of a long name as much as there is room for: LO holds 64 characters, and the last are needed.
+    """
+    head, tail = f"dicom_node anomaly {what}", " (research use only)"
+    room = _LONGEST - len(head) - len(tail) - len(", ")
+    name = part if len(part) <= room else f"{part[: room - 2].rstrip(' ,')}.."
+    return f"{head}, {name}{tail}" if part else f"{head}{tail}"
+
+
 # --- an earlier revision ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Earlier:
-    """What the latest earlier revision of the series has been given, where it is still there."""
+    """What the latest earlier revision of the volume has been given, where it is still there."""
 
     findings: Sequence[Finding] = ()
     segmentation: Dataset | None = None
@@ -112,7 +133,8 @@ class _Earlier:
 def _earlier(line: Line, entry: Score) -> _Earlier:
     """Read what is kept of the revision before."""
     with line.database.read() as db:
-        number = result_table.earlier_score(db, entry.series_instance_uid, entry.revision)
+        where = entry.series_instance_uid, entry.revision, entry.part
+        number = result_table.earlier_score(db, *where)
         if number is None:
             return _Earlier()
         found, objects = result_table.findings_of(db, number), result_table.results_of(db, number)
@@ -171,10 +193,11 @@ class _Maker:
 
     def _named(self, number: int, what: str) -> _Named:
         """Return what every object is called by."""
+        part = self.found.score.part
         return {
             "node_id": self.node_id,
-            "series_number": number,
-            "series_description": f"dicom_node anomaly {what} (research use only)",
+            "series_number": number + _NUMBERS_APART * (part.number if part else 0),
+            "series_description": described(what, part.name if part else ""),
         }
 
     def _keep(self, ds: Dataset) -> None:

@@ -55,8 +55,27 @@ class FiledInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One volume of a series that holds several: which, and what of the series it is."""
+
+    #: digest of what tells it from the others; the same in every revision of the series
+    key: str
+    #: its place among the parts of its series, from 1
+    number: int
+    #: what tells it from the others, in words: "EchoTime 80"
+    name: str
+    #: their SOP Instance UIDs
+    instances: tuple[str, ...]
+    #: numbers, from 1, of its frames where it is not the whole of its one instance; else empty
+    frames: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
-    """What the ledger knows of one series, at one moment: late instances may reopen it any time."""
+    """What the ledger knows of one series, at one moment: late instances may reopen it any time.
+
+    Or of one part of it: then the files and the protocol are those of the part.
+    """
 
     series_instance_uid: str
     study_instance_uid: str
@@ -70,3 +89,5 @@ class Series:
     last_received: datetime
     #: absolute paths, one per SOP Instance UID and in its order, which is no spatial order
     files: tuple[Path, ...] = field(default=())
+    #: which volume of the series it is; None: all of it
+    part: Part | None = None

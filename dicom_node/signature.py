@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset
 from dicom_node import body_parts, protocol
 from dicom_node.errors import NotScorable
 from dicom_node.header import DAMAGED, codes, number, rounded, tesla, text, value
+from dicom_node.several_volumes import trait_number
 
 #: a stack that is tilted further from every plane of the body belongs to none; heads are tilted by
 #: up to 25 degrees, to the line of the skull base or of the commissures
@@ -63,6 +64,8 @@ class Signature:
     body_part_as_sent: str | None = field(default=None, compare=False)
     #: (field, where it was found) of what does not stand in the attribute that rules look at
     inferred: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    #: in s/mm2
+    b_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,9 @@ class Tolerances:
     spacing: float = 0.35
     slice_spacing: float = 0.1
     field_strength: float = 0.1
+    b_value: float = 0.1
+    #: what is called 0 is up to 10 s/mm2
+    b_value_floor: float = 10.0
 
 
 DEFAULT_TOLERANCES = Tolerances()
@@ -159,6 +165,7 @@ def signature(header: Dataset, spacing_mm: tuple[float, float, float]) -> Signat
         field_strength_t=tesla(header),
         body_part_as_sent=text(value(header, "BodyPartExamined")) or None,
         inferred=tuple(sorted(inferred)),
+        b_value=trait_number(header, "DiffusionBValue"),
     )
 
 
@@ -224,8 +231,8 @@ def differences(
 ) -> tuple[str, ...]:
     """Return why two series are of two groups, a phrase per field; empty when they are of one.
 
-    Symmetric. What one header says and the other does not is a difference: nobody knows how the
-    silent one was scanned.
+    Symmetric. What one header says and the other does not is a difference, but for the b-value:
+    nobody knows how the silent one was scanned.
     """
     found = []
     for name in _EXACT:
@@ -267,6 +274,10 @@ def _measured(
         if name == "echo_time_ms":
             allowed = max(allowed, tolerances.echo_time_floor_ms)
         yield name, first, second, allowed
+    # founders of before it was read do not say it: there one alone is no difference
+    if one.b_value is not None and other.b_value is not None:
+        allowed = tolerances.b_value * max(one.b_value, other.b_value)
+        yield "b_value", one.b_value, other.b_value, max(allowed, tolerances.b_value_floor)
     for first, second in zip(one.spacing_mm, other.spacing_mm, strict=True):
         yield "spacing_mm", first, second, tolerances.spacing * max(first, second)
 

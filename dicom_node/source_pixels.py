@@ -11,12 +11,14 @@ PS3.3 C.7.6.3 (Image Pixel), C.7.6.1.1.5 (Lossy Image Compression); PS3.5 8.1.1 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gdcm
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import pixel_array
 
 from dicom_node.errors import UnsupportedPixels
@@ -31,6 +33,30 @@ LOSSY = {
 }
 #: no image is decoded without them, and nothing says what they would be
 _NEEDED = ("Rows", "Columns", "BitsAllocated")
+
+
+def keep_frames(ds: Dataset, frames: Sequence[int]) -> None:
+    """Leave of a multi-frame image the frames of these numbers, ascending and from 1.
+
+    Changed in place; nothing is decoded. Raises LookupError where it has no such frame, else as
+    `prepare` does.
+    """
+    groups, n_frames = ds.PerFrameFunctionalGroupsSequence, int(ds.NumberOfFrames)
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        table = [ds.get(f"ExtendedOffsetTable{what}") for what in ("", "Lengths")]
+        offsets = (table[0], table[1]) if all(table) else None
+        every = generate_frames(ds.PixelData, number_of_frames=n_frames, extended_offsets=offsets)
+        wanted = set(frames)
+        ds.PixelData = encapsulate([one for n, one in enumerate(every, 1) if n in wanted])
+        for what in ("", "Lengths"):
+            ds.pop(f"ExtendedOffsetTable{what}", None)
+    else:
+        _check_needed(ds)
+        samples = int(ds.get("SamplesPerPixel") or 1)
+        size = int(ds.Rows) * int(ds.Columns) * samples * int(ds.BitsAllocated) // 8
+        ds.PixelData = b"".join(ds.PixelData[(n - 1) * size : n * size] for n in frames)
+    ds.PerFrameFunctionalGroupsSequence = [groups[number - 1] for number in frames]
+    ds.NumberOfFrames = len(frames)
 
 
 def prepare(ds: Dataset) -> None:
@@ -53,11 +79,16 @@ def prepare(ds: Dataset) -> None:
         _rewrite(ds)
 
 
-def _complete(ds: Dataset) -> None:
-    """Fill in what is missing of the Image Pixel module."""
+def _check_needed(ds: Dataset) -> None:
+    """Raise UnsupportedPixels where size or bits of a pixel are not said."""
     for keyword in _NEEDED:
         if not ds.get(keyword):
             raise UnsupportedPixels(f"instance {ds.get('SOPInstanceUID')} has no {keyword}")
+
+
+def _complete(ds: Dataset) -> None:
+    """Fill in what is missing of the Image Pixel module."""
+    _check_needed(ds)
     for keyword, usual in (("SamplesPerPixel", 1), ("PhotometricInterpretation", "MONOCHROME2")):
         if not ds.get(keyword):
             setattr(ds, keyword, usual)

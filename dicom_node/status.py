@@ -12,6 +12,7 @@ from dicom_node.store import (
     found_table,
     job_table,
     outcomes,
+    part_table,
     reference_table,
     result_table,
     series_table,
@@ -32,6 +33,8 @@ def collect_status(database: Database) -> dict[str, Any]:
     Raises DatabaseUnavailable.
     """
     with database.read() as db:
+        unfinished = job_table.unfinished(db, _UNFINISHED)
+        named = part_table.names(db, [job.series_instance_uid for job in unfinished])
         return {
             "version": __version__,
             "at": clock.stamp(clock.now()),
@@ -64,11 +67,12 @@ def collect_status(database: Database) -> dict[str, Any]:
             "unfinished": [
                 {
                     "series": job.series_instance_uid,
+                    "part": named.get((job.series_instance_uid, job.revision, job.part)),
                     "stage": job.stage.value,
                     "state": job.state.value,
                     "reason": job.reason,
                 }
-                for job in job_table.unfinished(db, _UNFINISHED)
+                for job in unfinished
             ],
             "refusals": [
                 {"from": row.calling_ae_title, "at": row.happened, "reason": row.reason}

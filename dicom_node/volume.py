@@ -32,6 +32,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from dicom_node import header, mosaic, several_volumes, slice_planes, source_pixels
 from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
 from dicom_node.identity import INSTANCE_CREATOR_UID
+from dicom_node.series import Series
 from dicom_node.several_volumes import Traits
 from dicom_node.slice_planes import Plane
 
@@ -64,7 +65,7 @@ _ORIENTATION_TOLERANCE = 1e-7
 #: LUT (MONOCHROME1) would turn HU upside down
 _STORED_TO_MEASURED = {"apply_real_world_transform": False, "apply_presentation_lut": False}
 #: what pydicom and highdicom raise on values that are damaged, missing, or make no volume
-_LIBRARY_ERRORS = (
+LIBRARY_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError),
     *(RuntimeError, NotImplementedError, OverflowError, np.linalg.LinAlgError),
     *(BytesLengthException, InvalidDicomError),
@@ -109,7 +110,7 @@ def not_below_air(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(voxels, _AIR_HU)
 
 
-def build(files: Sequence[Path]) -> Volume:
+def build(files: Sequence[Path], frames: Sequence[int] = ()) -> Volume:
     """Read the instances of one series and stack them.
 
     Parameters
@@ -117,6 +118,9 @@ def build(files: Sequence[Path]) -> Volume:
     files
         All instances of the series, in any order; one multi-frame instance of an enhanced image.
         A slice that came twice, alike but for its SOP Instance UID, is taken once (`Volume.notes`).
+    frames
+        Numbers, ascending and from 1, of those frames of the multi-frame instance that are the
+        volume; empty: all of them. The header is then that of an image which has these alone.
 
     Returns
     -------
@@ -141,17 +145,20 @@ def build(files: Sequence[Path]) -> Volume:
     -----
     Memory peaks at six times the 16-bit pixels: encoded, decoded, and twice as float32.
     """
-    with _unvalidated():
+    with unvalidated():
         try:
             datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
-            _check_consistent(datasets)
+            check_images(datasets)
+            _check_pixels(datasets)
             _check_no_mosaic(datasets)
             for ds in datasets:
+                if frames:
+                    source_pixels.keep_frames(ds, frames)
                 source_pixels.prepare(ds)
             if datasets[0].SOPClassUID in _ENHANCED:
                 return _from_enhanced(datasets)
             return _from_slices(datasets)
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             raise _fault(error) from error
         except OSError as error:
             # pydicom raises it, without a number, for a sequence that cannot be parsed; a disk that
@@ -161,8 +168,13 @@ def build(files: Sequence[Path]) -> Volume:
             raise _fault(error) from error
 
 
+def build_series(series: Series) -> Volume:
+    """Stack a series, or the part of one that it stands for; raises as `build` does."""
+    return build(series.files, series.part.frames if series.part else ())
+
+
 @contextmanager
-def _unvalidated() -> Iterator[None]:
+def unvalidated() -> Iterator[None]:
     """Read values as they are: a decimal string of 17 characters is a number all the same.
 
     Nor does the library then warn of values, in words that repeat them: some are a patient's.
@@ -171,8 +183,11 @@ def _unvalidated() -> Iterator[None]:
         yield
 
 
-def _check_consistent(datasets: Sequence[Dataset]) -> None:
-    """Refuse what is no CT or MR image, or not one acquisition."""
+def check_images(datasets: Sequence[Dataset]) -> None:
+    """Refuse what is no CT or MR image, or not of one matrix, by the headers alone.
+
+    Raises NotScorable, InconsistentSeries.
+    """
     # highdicom would stack most of this, or fail without saying which instance is unlike the others
     if not datasets:
         raise InconsistentSeries("the series has no instance on disk")
@@ -184,8 +199,6 @@ def _check_consistent(datasets: Sequence[Dataset]) -> None:
         raise InconsistentSeries(f"the series mixes SOP Classes: {names}")
     if not classes <= _CLASSIC | _ENHANCED:
         raise NotScorable(f"{names}: only CT and MR images are scored")
-    if any("PixelData" not in ds for ds in datasets):
-        raise NotScorable(f"{names} instances of the series hold no pixel data")
     for keyword, usual in (("Rows", None), ("Columns", None), ("SamplesPerPixel", 1)):
         values = {ds.get(keyword) or usual for ds in datasets}
         if len(values) > 1:
@@ -194,6 +207,13 @@ def _check_consistent(datasets: Sequence[Dataset]) -> None:
             )
     if (datasets[0].get("SamplesPerPixel") or 1) != 1:
         raise NotScorable("the images are in colour; only monochrome CT and MR are scored")
+
+
+def _check_pixels(datasets: Sequence[Dataset]) -> None:
+    """Refuse headers alone."""
+    if any("PixelData" not in ds for ds in datasets):
+        name = uid.UID(datasets[0].SOPClassUID).name
+        raise NotScorable(f"{name} instances of the series hold no pixel data")
 
 
 def _check_size(n_slices: int) -> None:

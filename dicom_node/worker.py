@@ -22,7 +22,7 @@ from dicom_node import clock, pipeline, rebuild
 from dicom_node.errors import DatabaseUnavailable, Disposition, NodeError
 from dicom_node.jobs import Job, JobState, Stage
 from dicom_node.line import Line
-from dicom_node.store import job_table
+from dicom_node.store import job_table, part_table
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _IDLE_S = 0.5
 #: after a rebuild that failed: what failed it rarely passes in less
 _PAUSE_S = 60.0
 
-_STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress], str]] = {
+_STAGES: dict[Stage, Callable[[Line, str, pipeline.Progress, str], str]] = {
     Stage.TOKENIZE: pipeline.tokenize,
     Stage.SCORE: pipeline.score,
     Stage.REPORT: pipeline.report,
@@ -111,7 +111,8 @@ class Worker:
         starts another.
         """
         try:
-            outcome = _STAGES[job.stage](self._line, job.series_instance_uid, lambda _share: None)
+            run, uid = _STAGES[job.stage], job.series_instance_uid
+            outcome = run(self._line, uid, lambda _share: None, job.part)
         except NodeError as error:
             self._settle(job, error, *self._disposed(job, error), reason=str(error))
         except Exception as error:  # boundary: a fault of ours becomes a job state
@@ -179,19 +180,24 @@ class Worker:
                 job_table.release_waiting(db, protocol, clock.now())
 
     def _finish(self, job: Job, outcome: str) -> None:
-        """Record that it is done and queue the next stage, in one transaction."""
+        """Record that it is done and queue what follows, in one transaction."""
         at = clock.now()
-        following = job.stage.following
+        uid, revision = job.series_instance_uid, job.revision
         with self._line.database.begin() as db:
+            # what held several volumes goes on as its parts
+            whole = job.stage is Stage.TOKENIZE and not job.part
+            parts = part_table.keys(db, uid, revision) if whole else []
             # as it is now: the stage may have matched the series anew
             known = job_table.get(db, job.id).protocol
-            protocol = outcome if job.stage is Stage.TOKENIZE else known
+            protocol = outcome if job.stage is Stage.TOKENIZE and not parts else known
             # not done: superseded meanwhile, or another worker's by now; its next stage is not ours
             values = {"reason": outcome, "fault": None, "protocol": protocol}
             done = job_table.let_go(db, job.id, self._name, JobState.DONE, at, **values)
-            if done and following is not None:
-                uid, revision = job.series_instance_uid, job.revision
-                job_table.enqueue(db, uid, revision, following, protocol, at)
+            if done and parts:
+                job_table.enqueue_parts(db, uid, revision, parts, at)
+            elif done and job.stage.following is not None:
+                following = job.stage.following
+                job_table.enqueue(db, uid, revision, following, protocol, at, job.part)
         _log.info("%s of series %s: %s", job.stage, job.series_instance_uid, outcome)
 
 

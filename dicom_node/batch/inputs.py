@@ -1,8 +1,8 @@
 """Folders -> the scans that are to be scored, and the masks that belong to them.
 
-A scan is a NIfTI file or a DICOM series. Only headers are read here; whether a scan is a volume is
-found when it is loaded. A mask says what a reader has marked: it is never scored, and a score that
-knew of it would be worth nothing.
+A scan is a NIfTI file, a DICOM series, or one volume of a series that holds several. Only headers
+are read here; whether a scan is a volume is found when it is loaded. A mask says what a reader has
+marked: it is never scored, and a score that knew of it would be worth nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_node import nifti, volume
+from dicom_node import nifti, splitting, volume
 from dicom_node.config import digest
 from dicom_node.errors import ConfigError, UnsupportedPixels
 from dicom_node.protocol import patient_key
@@ -55,13 +55,17 @@ class Scan:
     scanned: str = ""
     #: what a reader has marked
     mask: Path | None = None
+    #: which volume of its series, in words ("EchoTime 80"); empty: the only one
+    volume: str = ""
+    #: numbers, from 1, of its frames in the one file; empty: all
+    frames: tuple[int, ...] = ()
 
     def load(self) -> Volume:
         """Read the voxels; raises SeriesRejected with the reason."""
         if nifti.is_nifti(self.files[0]):
             return nifti.read(self.files[0])
         try:
-            return volume.build(self.files)
+            return volume.build(self.files, self.frames)
         except _UNREADABLE as error:
             raise UnsupportedPixels(f"an instance cannot be read: {error}") from error
 
@@ -70,7 +74,8 @@ class Scan:
 
         All of them are read for it. What is kept under it can never be of another scan.
         """
-        return digest(sorted(sha256_of(path) for path in self.files))
+        sums = sorted(sha256_of(path) for path in self.files)
+        return digest(sums, self.frames) if self.frames else digest(sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,11 @@ class Found:
 
 
 def find(
-    places: Sequence[Path], images: str | None, masks: str | None, leave_out: Path | None = None
+    places: Sequence[Path],
+    images: str | None,
+    masks: str | None,
+    leave_out: Path | None = None,
+    most_volumes: int = 1,
 ) -> Found:
     """Find scans and masks in folders, searched recursively, and among single files.
 
@@ -96,6 +105,8 @@ def find(
         ``"labels/*"``); None takes the stems that end as in `MASKS`.
     leave_out
         A folder that is passed over: one's own results are no scans.
+    most_volumes
+        Of one series that are scans of their own; a series of more stays one, which is no volume.
 
     Raises
     ------
@@ -106,7 +117,8 @@ def find(
     volumes = [path for path in files if nifti.is_nifti(path)]
     marked = {path: base for path in volumes if (base := _mask_base(path, masks)) is not None}
     pictures = [path for path in volumes if path not in marked and _wanted(path.name, images)]
-    scans = [*_nifti_scans(pictures), *_series(files, images)]
+    series = [one for whole in _series(files, images) for one in _volumes(whole, most_volumes)]
+    scans = [*_nifti_scans(pictures), *series]
     paired = [replace(scan, mask=_mask_of(scan, marked)) for scan in scans]
     used = {scan.mask for scan in paired}
     stray = tuple(path for path in marked if path not in used)
@@ -154,6 +166,23 @@ def _series(files: Iterable[Path], images: str | None) -> list[Scan]:
         # an export may hold an instance twice; a stack takes it once
         instances.setdefault(uid, {}).setdefault(str(ds.get("SOPInstanceUID", path)), path)
     return [_scan_of(headers[uid], tuple(instances[uid].values())) for uid in headers]
+
+
+def _volumes(series: Scan, most: int) -> list[Scan]:
+    """Part a series that holds several volumes, at most so many."""
+    parts = splitting.parts_of(series.files) if most > 1 else ()
+    if not 1 < len(parts) <= most:
+        return [series]
+    return [
+        replace(
+            series,
+            name=f"{series.name}_{part.name}",
+            files=splitting.files_of(part, series.files),
+            volume=part.name,
+            frames=part.frames,
+        )
+        for part in parts
+    ]
 
 
 def _header(path: Path) -> Dataset | None:

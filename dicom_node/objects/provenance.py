@@ -142,6 +142,8 @@ _IMAGE = (
     "DimensionIndexSequence",
     "DimensionOrganizationType",
 )
+#: sequences whose items name an image and, if they will, frames of it (PS3.3 Table 10-3)
+_IMAGE_REFERENCES = {"ReferencedImageSequence", "SourceImageSequence"}
 #: enumerated (PS3.3 C.7.1.1); highdicom refuses anything else
 _SEXES = ("M", "F", "O", "")
 #: a switch of the character set (PS3.5 6.1.2.5.1)
@@ -191,6 +193,7 @@ def scoring_parameters(score: ScoreSummary) -> dict[str, str]:
         "reference_subjects": str(score.n_reference),
         "threshold": f"{score.threshold:g}",
         **({"space": score.space} if score.space else {}),
+        **({"volume": score.part.name} if score.part else {}),
     }
 
 
@@ -239,6 +242,9 @@ def identifiers(
             score.fingerprint,
             score.batch_version,
             repr(float(score.threshold)),
+            # the volumes of a series may share an instance, and stay what they were in its next
+            # revision
+            *((score.part.subject,) if score.part else ()),
             kind,
         ),
         tracked or {},
@@ -440,6 +446,34 @@ def finish(ds: Dataset, source: Dataset, score: ScoreSummary, uids: Identifiers)
     _name_dimensions(ds, derived_uid(*uids.parts, "dimensions"))
     ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     ds.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+
+
+def name_frames(ds: Dataset, source: Dataset, score: ScoreSummary) -> None:
+    """Name frames of the source by their numbers there, where a score is of some of them alone.
+
+    What was made of such a part counts its frames from 1, and refers without a number to all of
+    them; `ds` is changed in place.
+    """
+    if score.part is None or not score.part.frames:
+        return
+    for element in ds:
+        if element.VR != "SQ":
+            continue
+        for item in element.value:
+            own = item.get("ReferencedSOPInstanceUID") == source.SOPInstanceUID
+            if own and element.keyword in _IMAGE_REFERENCES:
+                item.ReferencedFrameNumber = _renumbered(item, score.part.frames)
+            name_frames(item, source, score)
+
+
+def _renumbered(item: Dataset, frames: Sequence[int]) -> list[int] | int:
+    """Return the source's numbers of the frames that an item refers to."""
+    counted = item.get("ReferencedFrameNumber")
+    if counted is None:
+        return list(frames)
+    several = counted if isinstance(counted, MultiValue) else [counted]
+    found = [frames[int(number) - 1] for number in several]
+    return found if len(found) > 1 else found[0]
 
 
 def carry_identity(ds: Dataset, source: Dataset) -> None:

@@ -80,15 +80,16 @@ def _answering() -> Iterator[None]:
         raise
 
 
-def _engine(path: Path, timeout_s: float) -> Engine:
+def _engine(path: Path, timeout_s: float, *, foreign_keys: bool = True) -> Engine:
     """Return an engine whose every connection is set as the ledger needs it."""
+    checked = f"foreign_keys={'ON' if foreign_keys else 'OFF'}"
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": timeout_s})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()  # type: ignore[attr-defined]
         # FULL: a commit that was answered survives a power cut (WAL alone syncs only checkpoints)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", checked):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
         # the driver's own implicit BEGIN is deferred: two writers could then dead-lock on upgrade
@@ -102,6 +103,14 @@ def _engine(path: Path, timeout_s: float) -> Engine:
     return engine
 
 
+def _check_references(connection: Connection) -> None:
+    """Raise StoreError, so that nothing of the upgrade stays, where a row refers to nothing."""
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        tables = ", ".join(sorted({str(row[0]) for row in broken}))
+        raise StoreError(f"rows of {tables} in the ledger refer to rows that are not there")
+
+
 def migrate(path: Path) -> None:
     """Create or upgrade the ledger at `path` to this version's tables, in one transaction.
 
@@ -111,18 +120,21 @@ def migrate(path: Path) -> None:
     Raises
     ------
     StoreError
-        The ledger was made by a newer version; there is no way back but that version.
+        The ledger was made by a newer version: there is no way back but that version. Or its
+        rows do not fit together.
     DatabaseUnavailable
         It cannot be opened, or another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = _engine(path, _TIMEOUT_S)
+    # a step that copies a table drops the old one, to which others refer meanwhile
+    engine = _engine(path, _TIMEOUT_S, foreign_keys=False)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     try:
         with _answering(), engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            _check_references(connection)
     except CommandError as error:
         raise StoreError(
             f"the ledger {path} was made by a newer version of this node ({error}); install that "

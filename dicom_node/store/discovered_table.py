@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, union, update
+from sqlalchemy import Connection, and_, func, insert, select, union, union_all, update
 
 from dicom_node import clock
-from dicom_node.store.tables import discovered, member, series
+from dicom_node.store.tables import discovered, member, part, series
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ def names_in_use(db: Connection) -> set[str]:
             select(discovered.c.name),
             select(member.c.protocol),
             select(series.c.protocol).where(series.c.protocol.is_not(None)),
+            select(part.c.protocol).where(part.c.protocol.is_not(None)),
         )
     )
     return set(found.scalars())
@@ -85,9 +86,16 @@ def names_in_use(db: Connection) -> set[str]:
 
 def tallies(db: Connection) -> dict[str, Tally]:
     """Return of every protocol that has claimed series how many, and when the last one came."""
+    of_part = and_(
+        part.c.series_instance_uid == series.c.series_instance_uid,
+        part.c.revision == series.c.revision,
+    )
+    whole = select(series.c.protocol, series.c.last_received)
+    parts = select(part.c.protocol, series.c.last_received).join(series, of_part)
+    all_of = union_all(whole, parts).subquery()
     found = db.execute(
-        select(series.c.protocol, func.count(), func.max(series.c.last_received))
-        .where(series.c.protocol.is_not(None))
-        .group_by(series.c.protocol)
+        select(all_of.c.protocol, func.count(), func.max(all_of.c.last_received))
+        .where(all_of.c.protocol.is_not(None))
+        .group_by(all_of.c.protocol)
     )
     return {name: Tally(int(n), last) for name, n, last in found}

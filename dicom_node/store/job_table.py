@@ -8,6 +8,7 @@ lease is over. Every function takes the moment from its caller.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,7 +27,13 @@ _WORKER_DIED = "the worker ended without a word at every attempt (killed, or out
 
 
 def enqueue(
-    db: Connection, uid: str, revision: int, stage: Stage, protocol: str | None, at: datetime
+    db: Connection,
+    uid: str,
+    revision: int,
+    stage: Stage,
+    protocol: str | None,
+    at: datetime,
+    part: str = "",
 ) -> None:
     """Queue one stage, due from `at` on; a second call for the same one changes nothing."""
     moment = clock.stamp(at)
@@ -35,6 +42,7 @@ def enqueue(
         .values(
             series_instance_uid=uid,
             revision=revision,
+            part=part,
             stage=stage.value,
             state=JobState.QUEUED.value,
             priority=0,
@@ -161,9 +169,18 @@ def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
     ).rowcount
 
 
-def set_protocol(db: Connection, uid: str, revision: int, protocol: str) -> None:
+def enqueue_parts(
+    db: Connection, uid: str, revision: int, parts: Sequence[str], at: datetime
+) -> None:
+    """Queue the first stage of each part of a series that holds several volumes."""
+    for key in parts:
+        enqueue(db, uid, revision, next(iter(Stage)), None, at, key)
+
+
+def set_protocol(db: Connection, uid: str, revision: int, protocol: str, part: str = "") -> None:
     """Record which protocol claims the series whose job runs; it may be another than before."""
     running = (job.c.series_instance_uid == uid) & (job.c.revision == revision)
+    running &= job.c.part == part
     running &= job.c.state == JobState.RUNNING.value
     db.execute(update(job).where(running).values(protocol=protocol))
 
@@ -180,13 +197,14 @@ def release_waiting(db: Connection, protocol: str, at: datetime) -> int:
 
 def reject_waiting(
     db: Connection, protocol: str, reason: str, fault: str, at: datetime
-) -> list[str]:
-    """Reject what waits for the batch of a protocol that is no more; returns the series."""
+) -> list[tuple[str, str]]:
+    """Reject what waits for the batch of a protocol that is no more; returns (series, part)."""
     waiting = (job.c.state == JobState.WAITING.value) & (job.c.protocol == protocol)
-    found = db.execute(select(job.c.id, job.c.series_instance_uid).where(waiting)).all()
+    wanted = select(job.c.id, job.c.series_instance_uid, job.c.part)
+    found = db.execute(wanted.where(waiting)).all()
     for row in found:
         move(db, row.id, JobState.REJECTED, at, reason=reason, fault=fault, protocol=None)
-    return [row.series_instance_uid for row in found]
+    return [(row.series_instance_uid, row.part) for row in found]
 
 
 def n_waiting(db: Connection, protocol: str) -> int:
@@ -247,4 +265,5 @@ def _from_row(row: Row) -> Job:  # type: ignore[type-arg]
         attempts=row.attempts,
         reason=row.reason,
         updated=clock.parse(row.updated),
+        part=row.part,
     )

@@ -8,7 +8,7 @@ who is admitted and who serves. A member's row changes by a decision alone
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
@@ -57,6 +57,8 @@ class Member:
     decided_by: str = RULE
     #: number of the decision that left the row as it is; None before the first
     decided_in: int | None = None
+    #: key of the volume of its series; empty: the only one
+    part: str = ""
 
 
 def add(db: Connection, protocol: str, fingerprint: str, entry: Member) -> None:
@@ -105,15 +107,18 @@ def members(
 
 
 def other_revisions(
-    db: Connection, protocol: str, uid: str, subject: str
+    db: Connection, protocol: str, uid: str, present: Collection[str]
 ) -> list[tuple[str, Member]]:
-    """Return what other revisions of a series serve the protocol, with their fingerprints."""
+    """Return what other revisions of a series serve the protocol, with their fingerprints.
+
+    `present` has the names of its present revision's subjects.
+    """
     rows = db.execute(
         select(member)
         .where(
             member.c.protocol == protocol,
             member.c.series_instance_uid == uid,
-            member.c.subject != subject,
+            member.c.subject.not_in(present),
             member.c.state.in_([CANDIDATE, ADMITTED]),
         )
         .order_by(member.c.fingerprint, member.c.added, member.c.subject)

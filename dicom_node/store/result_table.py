@@ -20,12 +20,13 @@ from dicom_node import clock
 from dicom_node.findings import Finding
 from dicom_node.jobs import DeliveryState, JobState, Stage
 from dicom_node.store.tables import delivery, finding, job, result, score, series
+from dicom_node.store.tables import part as part_row
 from dicom_node.store.worklist import worklist_query
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One score of one revision of a series; with what it was made stands beside it."""
+    """One score of one revision of a series or part; with what it was made stands beside it."""
 
     series_instance_uid: str
     revision: int
@@ -45,6 +46,8 @@ class Score:
     raw_distance: float | None = None
     #: of its findings, calibrated units; None: the protocol's, of scores of an older version
     finding_threshold: float | None = None
+    #: key of the volume of its series; empty: the only one
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +84,28 @@ def record_score(db: Connection, entry: Score) -> int:
     values = {name: getattr(entry, name) for name in entry.__slots__}
     values["scored"] = clock.stamp(entry.scored)
     db.execute(insert(score).values(**values).on_conflict_do_nothing())
-    return int(_score_row(db, entry.series_instance_uid, entry.revision).id)
+    return int(_score_row(db, entry.series_instance_uid, entry.revision, entry.part).id)
 
 
-def get_score(db: Connection, uid: str, revision: int) -> tuple[int, Score]:
-    """Return number and score of a revision; raises LookupError where it has none."""
-    row = _score_row(db, uid, revision)
+def get_score(db: Connection, uid: str, revision: int, part: str = "") -> tuple[int, Score]:
+    """Return number and score of a revision, or a part of it; raises LookupError without one."""
+    row = _score_row(db, uid, revision, part)
     fields = {name: getattr(row, name) for name in Score.__slots__}
     fields["scored"] = clock.parse(row.scored)
     return int(row.id), Score(**fields)
 
 
-def _score_row(db: Connection, uid: str, revision: int) -> Row:  # type: ignore[type-arg]
+def _score_row(db: Connection, uid: str, revision: int, part: str) -> Row:  # type: ignore[type-arg]
     row = db.execute(
-        select(score).where(score.c.series_instance_uid == uid, score.c.revision == revision)
+        select(score).where(
+            score.c.series_instance_uid == uid,
+            score.c.revision == revision,
+            score.c.part == part,
+        )
     ).one_or_none()
     if row is None:
-        raise LookupError(f"series {uid} revision {revision} has no score")
+        of_part = f" part {part}" if part else ""
+        raise LookupError(f"series {uid} revision {revision}{of_part} has no score")
     return row
 
 
@@ -218,12 +226,27 @@ def settle_delivery(
     )
 
 
-def supersede_deliveries(db: Connection, uid: str, revision: int, at: datetime) -> None:
-    """Stop what is still queued of revisions of the series before `revision`; the rest stays."""
+def supersede_deliveries(
+    db: Connection, uid: str, revision: int, at: datetime, part: str = ""
+) -> None:
+    """Stop what is still queued of revisions of the series before `revision`; the rest stays.
+
+    Of a series of several volumes: what is queued of this part, and of what is no part any more. A
+    part that is yet to be reported again, or cannot be, keeps what it had.
+    """
+    others = select(part_row.c.key).where(
+        part_row.c.series_instance_uid == uid,
+        part_row.c.revision == revision,
+        part_row.c.key != part,
+    )
     old = (
         select(result.c.sop_instance_uid)
         .join(score, score.c.id == result.c.score_id)
-        .where(score.c.series_instance_uid == uid, score.c.revision < revision)
+        .where(
+            score.c.series_instance_uid == uid,
+            score.c.revision < revision,
+            score.c.part.not_in(others),
+        )
     )
     db.execute(
         update(delivery)
@@ -284,8 +307,11 @@ def delivery_faults(db: Connection, limit: int) -> list[Row]:  # type: ignore[ty
 
 
 def worklist(db: Connection, limit: int) -> list[Row]:  # type: ignore[type-arg]
-    """Return at most `limit` series, the newest first, as the page lists them."""
-    newest_first = (series.c.last_received.desc(), series.c.series_instance_uid)
+    """Return at most `limit` series or parts, the newest first, as the page lists them."""
+    newest_first = (
+        *(series.c.last_received.desc(), series.c.series_instance_uid),
+        part_row.c.number,
+    )
     return list(db.execute(worklist_query().order_by(*newest_first).limit(limit)).all())
 
 
@@ -319,11 +345,15 @@ def results_of(db: Connection, score_id: int) -> list[ResultObject]:
     ]
 
 
-def earlier_score(db: Connection, uid: str, revision: int) -> int | None:
-    """Return the number of the latest score of the series before `revision`, None without one."""
+def earlier_score(db: Connection, uid: str, revision: int, part: str = "") -> int | None:
+    """Return the number of the latest score of a series or part before `revision`, or None."""
     found = (
         select(score.c.id)
-        .where(score.c.series_instance_uid == uid, score.c.revision < revision)
+        .where(
+            score.c.series_instance_uid == uid,
+            score.c.revision < revision,
+            score.c.part == part,
+        )
         .order_by(score.c.revision.desc())
         .limit(1)
     )
@@ -331,9 +361,18 @@ def earlier_score(db: Connection, uid: str, revision: int) -> int | None:
     return None if number is None else int(number)
 
 
-def series_row(db: Connection, uid: str) -> Row | None:  # type: ignore[type-arg]
-    """Return the worklist's row of one series, None when it is unknown."""
-    return db.execute(worklist_query().where(series.c.series_instance_uid == uid)).one_or_none()
+def series_row(db: Connection, uid: str, part: str = "") -> Row | None:  # type: ignore[type-arg]
+    """Return the worklist's row of one series or part, None when it is unknown.
+
+    Of a series of several volumes each part has a row, and the whole has none.
+    """
+    return next((row for row in series_rows(db, uid) if row.part == part), None)
+
+
+def series_rows(db: Connection, uid: str) -> list[Row]:  # type: ignore[type-arg]
+    """Return the worklist's rows of one series: one, or one per part in order."""
+    of_series = worklist_query().where(series.c.series_instance_uid == uid)
+    return list(db.execute(of_series.order_by(part_row.c.number)).all())
 
 
 def score_identity(db: Connection, score_id: int) -> tuple[str, str, str]:
@@ -374,7 +413,8 @@ def progress_of(db: Connection) -> tuple[int, int]:
     """Return the number of series whose results are all delivered, and of those that are at an end.
 
     At an end is also what was rejected or failed, and what a dead delivery holds up. A series that
-    ended in one revision and in the next one otherwise counts twice.
+    ended in one revision and in the next one otherwise counts twice. A series of several volumes is
+    at an end when each of them is, and delivered when those are that could be scored.
     """
     with_deliveries = (
         select(score.c.series_instance_uid)
@@ -387,12 +427,19 @@ def progress_of(db: Connection) -> tuple[int, int]:
     reported = select(job.c.series_instance_uid).where(
         job.c.stage == list(Stage)[-1].value, job.c.state == JobState.DONE.value
     )
+    part_job = select(job.c.series_instance_uid).where(job.c.part != "")
+    busy = [JobState.QUEUED.value, JobState.RUNNING.value, JobState.WAITING.value]
+    open_parts = part_job.where(job.c.state.in_(busy))
+    reported_parts = part_job.where(job.c.series_instance_uid.in_(reported))
     stopped = select(func.count(job.c.series_instance_uid.distinct())).where(
-        job.c.state.in_([JobState.REJECTED.value, JobState.FAILED.value])
+        job.c.state.in_([JobState.REJECTED.value, JobState.FAILED.value]),
+        job.c.series_instance_uid.not_in(open_parts),
+        job.c.series_instance_uid.not_in(reported_parts),
     )
     settled = select(func.count(series.c.series_instance_uid)).where(
         series.c.series_instance_uid.in_(reported),
         series.c.series_instance_uid.not_in(open_deliveries),
+        series.c.series_instance_uid.not_in(open_parts),
     )
     delivered = settled.where(series.c.series_instance_uid.not_in(dead_deliveries))
     ended = db.execute(settled).scalar_one() + db.execute(stopped).scalar_one()

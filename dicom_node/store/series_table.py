@@ -8,7 +8,7 @@ instance reopens the series under its next revision, and everything after is don
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dicom_node import clock
 from dicom_node.arrival import Slice, has_gap
 from dicom_node.jobs import JobState
 from dicom_node.series import FiledInstance, Series
-from dicom_node.store import job_table
+from dicom_node.store import job_table, part_table
 from dicom_node.store.tables import association, carried, instance, job, refusal, series
 
 #: states of a series
@@ -215,56 +215,68 @@ def _is_whole(db: Connection, row: Row) -> bool:  # type: ignore[type-arg]
         asked = select(func.min(told), func.max(told), func.count(told)).where(of_series)
         if {*db.execute(asked).one()} != {row.n_instances}:
             return False
-    places = db.execute(
-        select(instance.c.along_mm, instance.c.plane).where(
-            of_series, instance.c.plane.is_not(None)
-        )
-    )
-    return not has_gap([Slice(place.along_mm, place.plane) for place in places])
+    known = slices(db, row.series_instance_uid)
+    return not has_gap([one for one in known if one is not None])
 
 
-def set_protocol(db: Connection, uid: str, protocol: str) -> None:
-    """Record which protocol claims the series; a later match takes its place."""
+def set_protocol(db: Connection, uid: str, protocol: str | None, part: str = "") -> None:
+    """Record which protocol claims a series, or a part of it; a later match takes its place."""
+    if part:
+        part_table.set_protocol(db, uid, part, protocol)
+        return
     db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=protocol))
 
 
-def clear_protocol(db: Connection, uids: Sequence[str]) -> None:
-    """Record that no protocol claims these series any more, until a stage matches them again."""
-    for uid in uids:
-        db.execute(update(series).where(series.c.series_instance_uid == uid).values(protocol=None))
+def clear_protocol(db: Connection, of: Sequence[tuple[str, str]]) -> None:
+    """Record that no protocol claims these (series, part) any more, until a stage matches them."""
+    for uid, part in of:
+        set_protocol(db, uid, None, part)
 
 
-def claimed(db: Connection, protocol: str) -> list[str]:
-    """Return the series that a protocol claims, in the order of their UIDs."""
+def claimed(db: Connection, protocol: str) -> list[tuple[str, str]]:
+    """Return the (series, part) that a protocol claims, whole series first, each by their UIDs."""
     found = select(series.c.series_instance_uid).where(series.c.protocol == protocol)
-    return list(db.execute(found.order_by(series.c.series_instance_uid)).scalars())
+    whole = db.execute(found.order_by(series.c.series_instance_uid)).scalars()
+    return [*((uid, "") for uid in whole), *part_table.claimed(db, protocol)]
 
 
 def n_under_way(db: Connection, protocol: str) -> int:
-    """Return how many series of a protocol have a job that is queued or runs."""
+    """Return how many series, or parts of some, of a protocol have a job that is queued or runs."""
     busy = (JobState.QUEUED.value, JobState.RUNNING.value)
-    found = (
-        select(func.count(func.distinct(job.c.series_instance_uid)))
-        .join(series, series.c.series_instance_uid == job.c.series_instance_uid)
-        .where(series.c.protocol == protocol, job.c.state.in_(busy))
-    )
-    return int(db.execute(found).scalar_one())
+    found = select(job.c.series_instance_uid, job.c.part).where(job.c.state.in_(busy)).distinct()
+    under_way = {(row.series_instance_uid, row.part) for row in db.execute(found)}
+    return len(under_way.intersection(claimed(db, protocol)))
 
 
-def load(db: Connection, uid: str, inbox: Path) -> Series:
-    """Return one series with the paths of its instances; raises LookupError when it is unknown.
+def load(db: Connection, uid: str, inbox: Path, part: str = "") -> Series:
+    """Return one series, or a part of it, with the paths of its instances.
 
     The files lie below `inbox`, in the order of their SOP Instance UIDs: that is no order in space.
+    Raises LookupError when the series is unknown, or its present revision has no such part.
     """
     row = db.execute(select(series).where(series.c.series_instance_uid == uid)).one_or_none()
     if row is None:
         raise LookupError(f"series {uid} is not in the ledger")
-    names = db.execute(
-        select(instance.c.file_name)
+    found = db.execute(
+        select(instance.c.sop_instance_uid, instance.c.file_name)
         .where(instance.c.series_instance_uid == uid)
         .order_by(instance.c.sop_instance_uid)
-    ).scalars()
-    return _from_row(row, tuple(inbox / name for name in names))
+    ).all()
+    whole = _from_row(row, tuple(inbox / one.file_name for one in found))
+    if not part:
+        return whole
+    chosen, protocol = part_table.get(db, uid, row.revision, part)
+    own = set(chosen.instances)
+    files = tuple(inbox / one.file_name for one in found if one.sop_instance_uid in own)
+    return replace(whole, protocol=protocol, files=files, part=chosen)
+
+
+def slices(db: Connection, uid: str) -> list[Slice | None]:
+    """Return where each instance of a series lies, None of those that do not say."""
+    rows = db.execute(
+        select(instance.c.along_mm, instance.c.plane).where(instance.c.series_instance_uid == uid)
+    )
+    return [None if row.plane is None else Slice(row.along_mm, row.plane) for row in rows]
 
 
 def _from_row(row: Row, files: tuple[Path, ...]) -> Series:  # type: ignore[type-arg]

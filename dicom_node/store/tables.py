@@ -108,6 +108,24 @@ carried = Table(
     Column("series_instance_uid", String, primary_key=True, index=True),
 )
 
+#: the volumes of a series that holds several, per revision; a series that is one volume has none,
+#: and in all other tables the empty ``part``
+part = Table(
+    "part",
+    metadata,
+    Column("series_instance_uid", String, primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("key", String, primary_key=True),
+    # from 1, in the order of what tells them apart
+    Column("number", Integer, nullable=False),
+    Column("name", String, nullable=False),
+    # SOP Instance UIDs; numbers of frames, empty: all of the instance
+    Column("instances", JSON, nullable=False),
+    Column("frames", JSON, nullable=False),
+    # null until its first stage has matched it
+    Column("protocol", String),
+)
+
 #: the queue: who claims one, and for how long, stands in its row
 job = Table(
     "job",
@@ -115,6 +133,7 @@ job = Table(
     Column("id", Integer, primary_key=True),
     Column("series_instance_uid", String, nullable=False),
     Column("revision", Integer, nullable=False),
+    Column("part", String, nullable=False, server_default=""),
     Column("stage", String, nullable=False),
     Column("state", String, nullable=False),
     Column("priority", Integer, nullable=False),
@@ -128,7 +147,7 @@ job = Table(
     Column("fault", String),
     Column("created", String, nullable=False),
     Column("updated", String, nullable=False),
-    UniqueConstraint("series_instance_uid", "revision", "stage"),
+    UniqueConstraint("series_instance_uid", "revision", "part", "stage"),
     Index(None, "state", "priority", "id"),
 )
 
@@ -170,6 +189,8 @@ member = Table(
     # of its score when it was judged; null: not judged by a score
     Column("percentile", Float),
     Column("decided_by", String, nullable=False, server_default="rule"),
+    # which volume of its series; empty: the only one
+    Column("part", String, nullable=False, server_default=""),
     # the decision that left the row as it is; null: none yet
     Column("decided_in", ForeignKey("admission.id")),
 )
@@ -199,13 +220,15 @@ batch = Table(
     Column("frozen", String, nullable=False),
 )
 
-#: one score per revision of a series, under the fingerprint and the batch that made it
+#: one score per revision of a series, or of each of its parts, under the fingerprint and the batch
+#: that made it
 score = Table(
     "score",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("series_instance_uid", String, nullable=False),
     Column("revision", Integer, nullable=False),
+    Column("part", String, nullable=False, server_default=""),
     Column("subject", String, nullable=False),
     Column("protocol", String, nullable=False),
     Column("fingerprint", String, nullable=False),
@@ -218,7 +241,7 @@ score = Table(
     # of its findings, calibrated units; null: the protocol's, as it was before 0006
     Column("finding_threshold", Float),
     Column("scored", String, nullable=False),
-    UniqueConstraint("series_instance_uid", "revision"),
+    UniqueConstraint("series_instance_uid", "revision", "part"),
     Index(None, "protocol", "scored"),
 )
 

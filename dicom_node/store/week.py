@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from dicom_node import clock
-from dicom_node.store.tables import finding, result, score, series
+from dicom_node.store.tables import finding, part, result, score, series
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class StudyRow:
     #: objects that were made, per kind: "SEG", "SC"
     n_segmentations: int
     n_captures: int
+    #: which volume of the series, in words; empty: the only one
+    part: str
 
 
 def scored_between(
@@ -62,6 +64,7 @@ def scored_between(
         found.c.peak,
         _n_objects("SEG"),
         _n_objects("SC"),
+        func.coalesce(part.c.name, ""),
     ]
     rows = db.execute(
         select(*columns)
@@ -70,6 +73,14 @@ def scored_between(
             and_(
                 series.c.series_instance_uid == score.c.series_instance_uid,
                 series.c.revision == score.c.revision,
+            ),
+        )
+        .outerjoin(
+            part,
+            and_(
+                part.c.series_instance_uid == score.c.series_instance_uid,
+                part.c.revision == score.c.revision,
+                part.c.key == score.c.part,
             ),
         )
         .outerjoin(found, found.c.score_id == score.c.id)

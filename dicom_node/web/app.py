@@ -88,14 +88,15 @@ def make_app(config: NodeConfig, database: Database, folders: Folders) -> Starle
         return HTMLResponse(pages.worklist())
 
     def study(request: Request) -> Response:
-        page = pages.study(request.path_params["uid"])
+        page = pages.study(request.path_params["uid"], request.query_params.get("part", ""))
         if page is None:
             raise HTTPException(404, "no such series")
         return HTMLResponse(page)
 
     def picture(request: Request) -> Response:
         # of a result folder only the ledger knows the name
-        identity = pages.picture(request.path_params["uid"])
+        part = request.query_params.get("part", "")
+        identity = pages.picture(request.path_params["uid"], part)
         path = folders.results / digest(*identity) / "summary.png" if identity else None
         if path is None or not path.is_file():
             raise HTTPException(404, "no picture yet")

@@ -73,17 +73,23 @@ class Pages:
                 outcomes=outcomes.counts(db),
             )
 
-    def study(self, uid: str) -> str | None:
-        """Render one series: score, findings, picture, delivery; None when it is unknown."""
+    def study(self, uid: str, part: str = "") -> str | None:
+        """Render one series: score, findings, picture, delivery; None when it is unknown.
+
+        Of a series of several volumes it is one of them, the first where none is named; each links
+        to the others.
+        """
         discovered = self._discovered()
         with self._database.read() as db:
-            row = result_table.series_row(db, uid)
+            rows = result_table.series_rows(db, uid)
+            row = next((row for row in rows if part in ("", row.part)), None)
             if row is None:
                 return None
             scored = row.score_id is not None
             return self._render(
                 "study.html",
                 row=row,
+                parts=rows if row.part else [],
                 discovered=discovered,
                 findings=result_table.findings_of(db, row.score_id) if scored else [],
                 deliveries=result_table.deliveries_of(db, row.score_id) if scored else [],
@@ -93,15 +99,15 @@ class Pages:
         """Return the protocols that the node found by itself, by name."""
         return {entry.protocol.name: entry.protocol for entry in self._protocols.discovered()}
 
-    def picture(self, uid: str) -> tuple[str, str, str] | None:
-        """Return what names the folder of the series' results.
+    def picture(self, uid: str, part: str = "") -> tuple[str, str, str] | None:
+        """Return what names the folder of the results of a series, or of one part of it.
 
         Returns
         -------
         Subject, fingerprint and batch version of the newest revision's score; None without one.
         """
         with self._database.read() as db:
-            row = result_table.series_row(db, uid)
+            row = result_table.series_row(db, uid, part)
             if row is None or row.score_id is None:
                 return None
             return result_table.score_identity(db, row.score_id)

@@ -21,7 +21,8 @@ from dicom_node.grouping import Protocols
 from dicom_node.jobs import DeliveryState, JobState, Stage
 from dicom_node.network_config import Destination
 from dicom_node.protocol_config import Match
-from dicom_node.store import job_table, result_table, series_table, warning_table
+from dicom_node.series import Part
+from dicom_node.store import job_table, part_table, result_table, series_table, warning_table
 from dicom_node.store.database import Database
 from dicom_node.store.warning_table import Key, Notice
 from dicom_node.web.app import make_app
@@ -393,3 +394,44 @@ def served(filled):
     yield get
     server.should_exit = True
     thread.join(10)
+
+
+# --- a series of several volumes ----------------------------------------------------------------
+
+
+def test_each_part_of_a_series_has_a_row_and_a_page_that_names_the_others(empty):
+    database = empty.database
+    complete_series(database, SCORED)
+    found = [Part("k1", 1, "EchoTime 10", ("1",)), Part("k2", 2, HOSTILE, ("2",))]
+    with database.begin() as db:
+        part_table.record(db, SCORED, 1, found)
+        series_table.set_protocol(db, SCORED, "t2", "k2")
+        job_table.enqueue_parts(db, SCORED, 1, ["k1", "k2"], NOON)
+    record_score(database, score(SCORED, subject="two", part="k2", subject_score=7.5))
+    page = empty.client.get("/").text
+    assert page.count(f"/series/{SCORED}?part=") == 2
+    assert "volume: EchoTime 10" in page
+    assert HOSTILE not in page
+    one = empty.client.get(f"/series/{SCORED}").text
+    assert "One of 2 volumes: <b>EchoTime 10</b>" in one
+    assert f'href="/series/{SCORED}?part=k2"' in one
+    two = empty.client.get(f"/series/{SCORED}?part=k2").text
+    assert "7.5" in two
+    assert "7.5" not in one
+    assert f'href="/series/{SCORED}?part=k1">EchoTime 10</a>' in two
+    assert HOSTILE not in one + two
+    for part in ("k3", "../k2", "%00", HOSTILE):
+        assert empty.client.get(f"/series/{SCORED}", params={"part": part}).status_code == 404
+
+
+def test_the_picture_of_a_part_is_its_own(empty):
+    complete_series(empty.database, SCORED)
+    with empty.database.begin() as db:
+        part_table.record(db, SCORED, 1, [Part("k1", 1, "EchoTime 10", ("1",))])
+    entry = score(SCORED, part="k1")
+    record_score(empty.database, entry)
+    empty.picture.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(empty.picture)
+    assert empty.client.get(f"/series/{SCORED}/summary.png").status_code == 404
+    answer = empty.client.get(f"/series/{SCORED}/summary.png?part=k1")
+    assert answer.content == empty.picture.read_bytes()

@@ -243,3 +243,21 @@ def received(ds, transfer_syntax=uid.ExplicitVRLittleEndian, encoded=None, **cha
         "encoded": encode(ds, transfer_syntax) if encoded is None else encoded,
     }
     return ReceivedInstance(**(values | changes))
+
+
+def interleaved(geometry, stacks, order, *, modality="MR", seed=0):
+    """Several stacks as the frames of one multi-frame image.
+
+    `stacks` has (macros, volume) of each: values by the name of a functional group, and (n, rows,
+    columns) pixels; `order` has (stack, slice) of each frame.
+    """
+    ds = make_enhanced(modality, geometry, [index for _, index in order], seed=seed)
+    for frame, (stack, _) in zip(ds.PerFrameFunctionalGroupsSequence, order, strict=True):
+        for name, values in stacks[stack][0].items():
+            item = Dataset()
+            for keyword, value in values.items():
+                setattr(item, keyword, value)
+            setattr(frame, name, [item])
+    slices = [make_series(modality, geometry, volume, seed) for _, volume in stacks]
+    ds.PixelData = b"".join(slices[stack][index].PixelData for stack, index in order)
+    return ds

@@ -22,6 +22,8 @@ from tests.make.instances import Geometry, make_series, received
 
 #: 32 mm cubed: two coarse tokens of 16 mm, four fine ones of 8 mm along each axis
 GEOMETRY = Geometry(rows=32, columns=32, n_slices=16, slice_spacing=2.0)
+#: of its voxels, what a lesion takes
+CUBE = (slice(5, 11), slice(12, 22), slice(12, 22))
 
 
 def tiny_weights(folder: Path) -> Path:
@@ -45,8 +47,11 @@ def tiny_weights(folder: Path) -> Path:
     return path
 
 
-def make_line(database, folder, weights, **sections) -> Line:
-    """A line with one protocol, `t1`, that needs three others; `sections` go over its settings."""
+def make_line(database, folder, weights, *, several=({},), **sections) -> Line:
+    """A line with one protocol, `t1`, that needs three others; `sections` go over its settings.
+
+    `several` has what each of several protocols changes of it.
+    """
     settings = {
         "node": {"data_dir": folder / "data"},
         "encoder": {
@@ -70,7 +75,7 @@ def make_line(database, folder, weights, **sections) -> Line:
     }
     for name, changes in sections.items():
         settings[name] |= changes
-    settings["protocol"] = [settings["protocol"]]
+    settings["protocol"] = [settings["protocol"] | changes for changes in several]
     pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
     config = NodeConfig.model_validate(settings | {"destination": [pacs]})
     line = Line(config, database, folder / "cache")
@@ -93,19 +98,41 @@ def receive_series(
     line, seed, at=ledgers.NOON, modality="MR", geometry=GEOMETRY, **attributes
 ) -> str:
     """File a whole series of a patient of its own, complete it, and return its UID."""
-    inbox = Inbox(line.folders.inbox, 0)
-    number = ledgers.open_association(line.database, at=at)
     # stored values of a CT are 1024 above HU: tissue from -24 to 376 HU in air
     voxels = head(seed) if modality == "MR" else head(seed) + 700 * (head(seed) > 100)
-    made = make_series(modality, geometry, voxels, seed, **attributes)
+    return receive(line, make_series(modality, geometry, voxels, seed, **attributes), at)
+
+
+def echoes(seed, times, *, planted=(), geometry=GEOMETRY, anatomy=None):
+    """The slices of one series of several echoes; those in `planted` have a dark cube (`CUBE`).
+
+    Each has an anatomy of its own, or noise of its own over that of another seed.
+    """
+    made = []
+    for number, time in enumerate(times):
+        voxels = head(seed if anatomy is None else anatomy) + 50 * number
+        if anatomy is not None:
+            voxels = voxels + np.random.default_rng((seed, number)).uniform(0, 20, voxels.shape)
+        above = geometry.n_slices - len(voxels)
+        voxels = np.concatenate([voxels, *(voxels[-1:],) * above])
+        if time in planted:
+            voxels[CUBE] = 0
+        for ds in make_series("MR", geometry, voxels, seed, EchoTime=time):
+            ds.SOPInstanceUID = f"{ds.SOPInstanceUID}.{number + 1}"[-64:].lstrip(".0")
+            made.append(ds)
+    return made
+
+
+def receive(line, made, at=ledgers.NOON) -> str:
+    """File instances of one series, complete it, and return its UID."""
+    number = ledgers.open_association(line.database, at=at)
+    inbox, uid = Inbox(line.folders.inbox, 0), str(made[0].SeriesInstanceUID)
     filed = [inbox.file_instance(received(ds, association_id=number)) for ds in made]
     ledgers.record(line.database, *filed, at=at)
     with line.database.begin() as db:
         series_table.close_association(db, number, at)
-        assert series_table.complete_due(db, series_table.Rule(0.0, 3600.0), at) == [
-            made[0].SeriesInstanceUID
-        ]
-    return str(made[0].SeriesInstanceUID)
+        assert series_table.complete_due(db, series_table.Rule(0.0, 3600.0), at) == [uid]
+    return uid
 
 
 def receive_late_slice(line, seed, at=ledgers.NOON) -> None:
@@ -113,11 +140,4 @@ def receive_late_slice(line, seed, at=ledgers.NOON) -> None:
     voxels = head(seed)
     more = replace(GEOMETRY, n_slices=GEOMETRY.n_slices + 1)
     late = make_series("MR", more, np.concatenate([voxels, voxels[-1:]]), seed)[-1]
-    number = ledgers.open_association(line.database, at=at)
-    filed = Inbox(line.folders.inbox, 0).file_instance(received(late, association_id=number))
-    ledgers.record(line.database, filed, at=at)
-    with line.database.begin() as db:
-        series_table.close_association(db, number, at)
-        assert series_table.complete_due(db, series_table.Rule(0.0, 3600.0), at) == [
-            late.SeriesInstanceUID
-        ]
+    receive(line, [late], at)

@@ -14,7 +14,7 @@ from dicom_node.batch_mode import Listener, score_batch
 from dicom_node.errors import ConfigError
 from dicom_node.pipeline import score_batch as of_the_pipeline
 from tests.make import lines, scans
-from tests.make.instances import Geometry
+from tests.make.instances import Geometry, write
 
 
 @pytest.fixture(scope="module")
@@ -380,3 +380,21 @@ def test_where_no_scan_can_be_read_the_space_says_so(score, tmp_path):
 
 def test_the_pipeline_offers_the_call_too():
     assert of_the_pipeline is score_batch
+
+
+def test_the_volumes_of_a_series_are_compared_each_with_its_like(score, tmp_path):
+    for seed in range(4):
+        times = (10, 80, 90) if seed == 3 else (10, 80)
+        for number, ds in enumerate(lines.echoes(seed, times)):
+            folder = tmp_path / "in" / str(seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            write(ds, folder / f"{number:03d}.dcm")
+    result, heard = score()
+    assert {entry.name: entry.n_reference for entry in result.scored} == {
+        f"P{seed}_1_EchoTime-{time}": 3 for seed in range(4) for time in (10, 80)
+    }
+    assert [entry.same_patient for entry in result.scored] == [()] * 8
+    ((name, why),) = result.failed
+    assert name == "P3_1_EchoTime-90"
+    assert "0 other patients have a volume EchoTime 90" in why
+    assert len(heard.notes) == 1

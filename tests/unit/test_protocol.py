@@ -58,6 +58,12 @@ UNLIKE = {
         {"MagneticFieldStrength": 15000},
         "field_strength_t is 1.5, not 2.8 to 3.2",
     ),
+    "b_value": ((900, 1100), {"DiffusionBValue": 0.0}, "b_value is 0, not 900 to 1100"),
+    "temporal_position": (
+        (1, 1),
+        {"TemporalPositionIdentifier": 2},
+        "temporal_position is 2, not 1 to 1",
+    ),
     "kvp": ((110, 130), {"KVP": 80}, "kvp is 80, not 110 to 130"),
     "kernel": ("^B7", {"ConvolutionKernel": ["Br40d", "3"]}, "kernel is BR40D-3, not like '^B7'"),
 }
@@ -76,6 +82,8 @@ def series(**attributes):
         "MagneticFieldStrength": 3,
         "KVP": 120,
         "ConvolutionKernel": "b70f",
+        "DiffusionBValue": 1000.0,
+        "TemporalPositionIdentifier": 1,
     }
     return make_instance("MR", **(wanted | attributes))
 

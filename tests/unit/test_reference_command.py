@@ -8,8 +8,10 @@ import pytest
 from pydicom.uid import generate_uid
 
 from dicom_node.config import NodeConfig
+from dicom_node.explanation import explain
 from dicom_node.protocol import match
-from tests.make import console
+from dicom_node.protocol_config import Match, Protocol
+from tests.make import console, lines
 from tests.make.instances import Geometry, make_enhanced, make_series, write
 
 STACK = Geometry(rows=8, columns=8, n_slices=10, slice_spacing=2.0)
@@ -233,15 +235,28 @@ def test_a_localizer_is_called_one(call, tmp_path):
     assert "proposed" not in said
 
 
-def test_a_series_of_two_geometries_is_called_one(call, tmp_path):
-    tilted = Geometry(rows=8, columns=8, n_slices=10, orientation=(0, 1, 0, 0, 0, -1))
+def two_stacks(**second):
+    """A stack, and another of another geometry, in one series."""
+    other = Geometry(**({"rows": 8, "columns": 8, "n_slices": 10} | second))
     datasets = make_series("MR", STACK)
-    for number, ds in enumerate(make_series("MR", tilted)):
+    for number, ds in enumerate(make_series("MR", other)):
         ds.SOPInstanceUID = generate_uid(entropy_srcs=["second", str(number)])
         datasets.append(ds)
-    status, _, errors = call(save(tmp_path / "two", datasets))
+    return datasets
+
+
+def test_a_series_of_two_matrices_is_called_one_of_two_geometries(call, tmp_path):
+    status, _, errors = call(save(tmp_path / "two", two_stacks(rows=6)))
     assert status == 1
     assert "2 geometries in one series" in errors
+
+
+def test_two_stacks_that_are_not_parallel_are_two_volumes(call, tmp_path):
+    sagittal = two_stacks(orientation=(0, 1, 0, 0, 0, -1))
+    status, said, _ = call(save(tmp_path / "two", sagittal))
+    assert status == 0
+    assert "volume Plane axial, 10 instances" in said
+    assert "volume Plane sagittal, 10 instances" in said
 
 
 def test_a_series_that_is_too_thin_gets_a_name_and_no_rule(call, answers, tmp_path):
@@ -300,3 +315,16 @@ def test_real_series_get_sensible_names(answers, shared_data, folder, name, faul
     assert found["proposed"]["name"] == name
     assert (fault or "") in (found["fault"] or "")
     assert (fault is None) == (found["fault"] is None)
+
+
+def test_each_volume_of_a_series_is_explained_by_itself(tmp_path):
+    for number, ds in enumerate(lines.echoes(1, (10, 80))):
+        write(ds, tmp_path / f"{number:03d}.dcm")
+    rule = Protocol(name="t2", match=Match(modality="MR", echo_time_ms=(60, 100)))
+    one, two = explain(tmp_path, [rule])
+    assert [(entry.part, entry.protocol, entry.n_instances) for entry in (one, two)] == [
+        ("EchoTime 10", None, 16),
+        ("EchoTime 80", "t2", 16),
+    ]
+    assert dict(one.mismatches)["t2"] == ("echo_time_ms is 10, not 60 to 100",)
+    assert one.fault is None

@@ -10,7 +10,7 @@ from pydicom import uid
 
 from dicom_node import volume
 from dicom_node.errors import InconsistentSeries, IrregularGeometry
-from dicom_node.several_volumes import split
+from dicom_node.splitting import split
 from tests.make.instances import (
     Geometry,
     make_enhanced,

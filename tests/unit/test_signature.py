@@ -220,7 +220,23 @@ def test_each_field_alone_keeps_two_series_apart_and_is_named(field):
 
 
 def test_every_field_that_is_compared_is_tried_here():
-    assert set(UNLIKE) == {n for n, f in head_t1().__dataclass_fields__.items() if f.compare}
+    compared = {n for n, f in head_t1().__dataclass_fields__.items() if f.compare}
+    assert set(UNLIKE) | {"b_value"} == compared
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (0.0, 1000.0, "b_value is 0 in one and 1000 in the other, more than 100 apart"),
+        (0.0, 50.0, "b_value is 0 in one and 50 in the other, more than 10 apart"),
+        (0.0, 5.0, None),
+        (950.0, 1000.0, None),
+        (None, 1000.0, None),
+    ],
+)
+def test_b_values_keep_two_diffusion_volumes_apart_where_both_are_known(one, other, said):
+    pair = head_t1(b_value=one), head_t1(b_value=other)
+    assert differences(*pair) == differences(*pair[::-1]) == ((said,) if said else ())
 
 
 @pytest.mark.parametrize(

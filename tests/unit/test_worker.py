@@ -47,7 +47,7 @@ def stage(monkeypatch):
 
 
 def raising(error):
-    def run(_line, _uid, _progress):
+    def run(*_arguments):
         raise error
 
     return run
