@@ -70,6 +70,10 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+#: priority of urgent work; of all other it is 0
+URGENT = 1
+
+
 class DeliveryState(Enum):
     """Where one object stands on its way to one destination; only what is QUEUED is sent."""
 
@@ -90,8 +94,7 @@ class Job:
     """One stage of one revision of one series or part of it, as it was when it was read.
 
     There is at most one per series, revision, part and stage; that is what makes queueing
-    idempotent.
-    ``reason`` is the outcome of a job that is done, and of any other why it is not.
+    idempotent. ``reason`` is the outcome of a job that is done, and of any other why it is not.
     """
 
     id: int
@@ -107,6 +110,8 @@ class Job:
     updated: datetime
     #: key of the volume of its series; empty: the series as a whole
     part: str = ""
+    #: a job of higher priority is claimed first
+    priority: int = 0
 
 
 def doubled_s(first_s: float, longest_s: float, attempts: int) -> float:

@@ -50,6 +50,8 @@ class Receiver(Section):
     #: calling AE titles that may store; empty admits any that knows our AE title
     allowed_calling_ae_titles: tuple[AETitle, ...] = ()
     require_called_ae_title: bool = True
+    #: calling AE titles whose series are scored before all others
+    urgent_calling_ae_titles: tuple[AETitle, ...] = ()
     tls: ReceiverTls | None = None
 
     @model_validator(mode="after")

@@ -69,6 +69,8 @@ class Protocol(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
     #: "shadow" scores and records, and sends nothing: results are seen only where somebody chose so
     mode: Literal["live", "shadow"] = "shadow"
+    #: its series are scored before others; until it is known, the sender alone says so
+    urgent: bool = False
     match: Match
     #: least number of other patients that a study is compared with
     min_reference: Annotated[int, Field(ge=3)] = 15

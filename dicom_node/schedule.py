@@ -78,7 +78,8 @@ class Duties:
     def complete(self) -> None:
         """Close the series that are complete and queue their first stage."""
         times = self._config.completion
-        rule = series_table.Rule(times.quiet, times.cap, times.gap_quiet)
+        urgent = frozenset(self._config.receiver.urgent_calling_ae_titles)
+        rule = series_table.Rule(times.quiet, times.cap, times.gap_quiet, urgent)
         try:
             with self._database.begin() as db:
                 closed = series_table.complete_due(db, rule, clock.now())

@@ -20,7 +20,7 @@ import torch
 
 from dicom_node import clock, pipeline, rebuild
 from dicom_node.errors import DatabaseUnavailable, Disposition, NodeError
-from dicom_node.jobs import Job, JobState, Stage
+from dicom_node.jobs import URGENT, Job, JobState, Stage
 from dicom_node.line import Line
 from dicom_node.store import job_table, part_table
 
@@ -194,11 +194,17 @@ class Worker:
             values = {"reason": outcome, "fault": None, "protocol": protocol}
             done = job_table.let_go(db, job.id, self._name, JobState.DONE, at, **values)
             if done and parts:
-                job_table.enqueue_parts(db, uid, revision, parts, at)
+                job_table.enqueue_parts(db, uid, revision, parts, at, job.priority)
             elif done and job.stage.following is not None:
                 following = job.stage.following
-                job_table.enqueue(db, uid, revision, following, protocol, at, job.part)
+                priority = self._priority(job, protocol)
+                job_table.enqueue(db, uid, revision, following, protocol, at, job.part, priority)
         _log.info("%s of series %s: %s", job.stage, job.series_instance_uid, outcome)
+
+    def _priority(self, job: Job, protocol: str | None) -> int:
+        """Return how urgent the next stage is: as the sender made it, or as its protocol is."""
+        urgent = {entry.name for entry in self._line.config.protocol if entry.urgent}
+        return max(job.priority, URGENT if protocol in urgent else 0)
 
 
 def end_process() -> None:

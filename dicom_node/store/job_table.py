@@ -34,6 +34,7 @@ def enqueue(
     protocol: str | None,
     at: datetime,
     part: str = "",
+    priority: int = 0,
 ) -> None:
     """Queue one stage, due from `at` on; a second call for the same one changes nothing."""
     moment = clock.stamp(at)
@@ -45,7 +46,7 @@ def enqueue(
             part=part,
             stage=stage.value,
             state=JobState.QUEUED.value,
-            priority=0,
+            priority=priority,
             protocol=protocol,
             attempts=0,
             not_before=moment,
@@ -56,9 +57,9 @@ def enqueue(
     )
 
 
-def enqueue_first(db: Connection, uid: str, revision: int, at: datetime) -> None:
+def enqueue_first(db: Connection, uid: str, revision: int, at: datetime, priority: int = 0) -> None:
     """Queue the first stage of a complete series."""
-    enqueue(db, uid, revision, next(iter(Stage)), None, at)
+    enqueue(db, uid, revision, next(iter(Stage)), None, at, priority=priority)
 
 
 def claim(db: Connection, worker: str, lease_s: float, at: datetime) -> Job | None:
@@ -170,11 +171,16 @@ def requeue_expired(db: Connection, max_attempts: int, at: datetime) -> int:
 
 
 def enqueue_parts(
-    db: Connection, uid: str, revision: int, parts: Sequence[str], at: datetime
+    db: Connection,
+    uid: str,
+    revision: int,
+    parts: Sequence[str],
+    at: datetime,
+    priority: int = 0,
 ) -> None:
     """Queue the first stage of each part of a series that holds several volumes."""
     for key in parts:
-        enqueue(db, uid, revision, next(iter(Stage)), None, at, key)
+        enqueue(db, uid, revision, next(iter(Stage)), None, at, key, priority)
 
 
 def set_protocol(db: Connection, uid: str, revision: int, protocol: str, part: str = "") -> None:
@@ -266,4 +272,5 @@ def _from_row(row: Row) -> Job:  # type: ignore[type-arg]
         reason=row.reason,
         updated=clock.parse(row.updated),
         part=row.part,
+        priority=row.priority,
     )

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from dicom_node import clock
 from dicom_node.arrival import Slice, has_gap
-from dicom_node.jobs import JobState
+from dicom_node.jobs import URGENT, JobState
 from dicom_node.series import FiledInstance, Series
 from dicom_node.store import job_table, part_table
 from dicom_node.store.tables import association, carried, instance, job, refusal, series
@@ -156,6 +156,8 @@ class Rule:
     cap_s: float
     #: the quiet time of a series in which slices are missing between others
     gap_quiet_s: float = 0.0
+    #: calling AE titles whose series go first
+    urgent_senders: frozenset[str] = frozenset()
 
 
 def complete_due(db: Connection, rule: Rule, at: datetime) -> list[str]:
@@ -196,8 +198,20 @@ def complete_due(db: Connection, rule: Rule, at: datetime) -> list[str]:
             .where(series.c.series_instance_uid == row.series_instance_uid)
             .values(state=COMPLETE)
         )
-        job_table.enqueue_first(db, row.series_instance_uid, row.revision, at)
+        urgent = _sent_by(db, row.series_instance_uid, rule.urgent_senders)
+        priority = URGENT if urgent else 0
+        job_table.enqueue_first(db, row.series_instance_uid, row.revision, at, priority)
     return [row.series_instance_uid for row in due]
+
+
+def _sent_by(db: Connection, uid: str, senders: frozenset[str]) -> bool:
+    """Return whether one of these senders sent an instance of the series."""
+    of_series = (
+        select(association.c.id)
+        .join(carried, carried.c.association_id == association.c.id)
+        .where(carried.c.series_instance_uid == uid, association.c.calling_ae_title.in_(senders))
+    )
+    return bool(senders) and db.execute(of_series.limit(1)).first() is not None
 
 
 def _before(moment: Column[str], seconds: float, at: datetime) -> ColumnElement[bool]:

@@ -272,6 +272,18 @@ def test_slices_that_do_not_say_where_they_lie_wait_for_nothing(database):
     assert complete_looking(database, after(QUIET_S)) == ["1.2.1"]
 
 
+def test_a_series_of_an_urgent_sender_goes_first(database):
+    for number, sender in enumerate(("MR1", "ER_CT"), 1):
+        opened = ledgers.open_association(database, sender)
+        ledgers.record(database, ledgers.filed(1, f"1.2.{number}", opened))
+        with database.begin() as db:
+            series_table.close_association(db, opened, NOON)
+    rule = series_table.Rule(0.0, 3600.0, urgent_senders=frozenset({"ER_CT"}))
+    with database.begin() as db:
+        assert series_table.complete_due(db, rule, NOON) == ["1.2.1", "1.2.2"]
+        assert job_table.claim(db, "one", 60.0, NOON).series_instance_uid == "1.2.2"
+
+
 def test_as_many_as_the_sender_says_there_are_need_no_quiet_time(database):
     open_association(database)
     record(database, *(at_mm(n, n, n_expected=9) for n in range(1, 9)))

@@ -9,7 +9,7 @@ import torch
 
 from dicom_node import clock, errors, founding, pipeline, worker
 from dicom_node.errors import Disposition, InsufficientReference, NodeError
-from dicom_node.jobs import Stage
+from dicom_node.jobs import URGENT, Stage
 from dicom_node.store import job_table, reference_table, result_table
 from dicom_node.store.reference_table import ADMITTED
 from dicom_node.store.tables import job
@@ -290,6 +290,28 @@ def test_a_stage_that_hangs_costs_its_worker_and_is_set_aside_in_the_end(
     stage(Stage.TOKENIZE, lambda *_: "t1")
     assert Worker(line, "one").run_one()
     assert job_row(database, other).state == "done"
+
+
+def test_urgent_work_overtakes_what_waits(database, tmp_path, weights, stage):
+    line = lines.make_line(database, tmp_path, weights, protocol={"urgent": True})
+    order = []
+
+    def run(_line, uid, *_):
+        order.append(uid)
+        return "other" if uid == "1.2.2" else "t1"
+
+    for which in Stage:
+        stage(which, run)
+    enqueue(database, "1.2.1", Stage.TOKENIZE)  # of the urgent protocol, which is not known yet
+    enqueue(database, "1.2.2", Stage.TOKENIZE)
+    enqueue(database, "1.2.3", Stage.TOKENIZE, priority=URGENT)  # of an urgent sender
+    working = Worker(line, "one")
+    while working.run_one():
+        pass
+    assert order == [*["1.2.3"] * 3, *["1.2.1"] * 3, *["1.2.2"] * 3]
+    with database.read() as db:
+        priorities = {row.series_instance_uid: row.priority for row in db.execute(job.select())}
+    assert priorities == {"1.2.1": URGENT, "1.2.2": 0, "1.2.3": URGENT}
 
 
 def test_what_a_dead_worker_left_is_taken_up(line, stage, now):
