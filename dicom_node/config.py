@@ -137,6 +137,10 @@ class Results(Section):
     measurement_report: bool = True
     #: the scores of all voxels; as large as two of its source
     parametric_map: bool = False
+    #: the segments as one label map; archives older than its storage class refuse it
+    labelmap_segmentation: bool = False
+    #: the segments as the share of each voxel that lies above the threshold
+    occupancy_segmentation: bool = False
     #: outlines over the source, for viewers without segmentations
     presentation_state: bool = False
     #: a bookmark of the summary, each finding's highest slice and the segmentation
@@ -144,6 +148,8 @@ class Results(Section):
     #: overlays of every source slice, or of slices with findings and a margin
     secondary_capture_slices: Literal["all", "findings"] = "findings"
     series_number_segmentation: Annotated[int, Field(ge=1)] = 9001
+    series_number_labelmap_segmentation: Annotated[int, Field(ge=1)] = 9002
+    series_number_occupancy_segmentation: Annotated[int, Field(ge=1)] = 9003
     series_number_secondary_capture: Annotated[int, Field(ge=1)] = 9100
     series_number_measurement_report: Annotated[int, Field(ge=1)] = 9007
     series_number_parametric_map: Annotated[int, Field(ge=1)] = 9005

@@ -24,11 +24,12 @@ from dicom_node.objects import provenance
 from dicom_node.objects.drawing import Picture
 from dicom_node.objects.key_objects import make_key_objects
 from dicom_node.objects.measurement_report import make_report
+from dicom_node.objects.occupancy_segmentation import make_occupancy_segmentation
 from dicom_node.objects.overlay import default_window, render_summary
 from dicom_node.objects.parametric_map import make_parametric_map
-from dicom_node.objects.presentation_state import make_presentation_state
+from dicom_node.objects.presentation_state import make_presentation_states
 from dicom_node.objects.secondary_capture import make_secondary_captures
-from dicom_node.objects.segmentation import make_segmentation
+from dicom_node.objects.segmentation import make_labelmap_segmentation, make_segmentation
 from dicom_node.store import result_table
 from dicom_node.store.result_table import ResultObject, Score
 from dicom_node.volume import Volume
@@ -180,11 +181,11 @@ class _Maker:
                 self._keep(segmentation)
         if self.results.measurement_report:
             yield self._report(segmentation), "SR", "sr.dcm"
+        yield from self._other_segmentations()
         if self.results.parametric_map:
             yield self._parametric_map(), "PM", "pm.dcm"
-        outlines = self._presentation_state() if self.results.presentation_state else None
-        if outlines is not None:
-            yield outlines, "PR", "pr.dcm"
+        if self.results.presentation_state:
+            yield from self._presentation_states()
         if self.results.secondary_capture:
             yield from self._captures(picture)
         selection = self._selection() if self.results.key_objects else None
@@ -217,6 +218,30 @@ class _Maker:
             **self._named(self.results.series_number_segmentation, "SEG"),
         )
 
+    def _other_segmentations(self) -> Iterator[tuple[Dataset, str, str]]:
+        """Yield the same segments as a label map, and as shares of voxels, where configured."""
+        source, found = self.found.source.headers, self.found
+        if self.results.labelmap_segmentation:
+            named = self._named(self.results.series_number_labelmap_segmentation, "label map")
+            made = make_labelmap_segmentation(
+                source, found.labels, found.findings, found.score, tracked=self.tracked, **named
+            )
+            if made is not None:
+                yield made, "SEG labelmap", "seg_labelmap.dcm"
+        if self.results.occupancy_segmentation:
+            named = self._named(self.results.series_number_occupancy_segmentation, "occupancy")
+            made = make_occupancy_segmentation(
+                source,
+                found.voxel_map,
+                found.labels,
+                found.findings,
+                found.score,
+                tracked=self.tracked,
+                **named,
+            )
+            if made is not None:
+                yield made, "SEG occupancy", "seg_occupancy.dcm"
+
     def _report(self, segmentation: Dataset | None) -> Dataset:
         """Make the structured report, which names the earlier one that it supersedes."""
         made: Dataset = make_report(
@@ -240,9 +265,9 @@ class _Maker:
         )
         return made
 
-    def _presentation_state(self) -> Dataset | None:
+    def _presentation_states(self) -> Iterator[tuple[Dataset, str, str]]:
         """Make the outlines over the source; none where there is no finding."""
-        return make_presentation_state(
+        states = make_presentation_states(
             self.found.source.headers,
             self.found.labels,
             self.found.findings,
@@ -251,6 +276,8 @@ class _Maker:
             tracked=self.tracked,
             **self._named(self.results.series_number_presentation_state, "outlines"),
         )
+        for number, state in enumerate(states, 1):
+            yield state, "PR", f"pr-{number:04d}.dcm"
 
     def _captures(self, picture: Picture) -> Iterator[tuple[Dataset, str, str]]:
         """Make the overlay series, the summary picture first."""

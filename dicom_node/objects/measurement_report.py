@@ -66,8 +66,8 @@ def make_report(
     headers
         Of the source series; they are its evidence.
     segmentation
-        That of the same findings, whose segments the measurements are of; without it each finding
-        is named by the place of its highest score alone.
+        That of the same findings, whose segments the measurements are of. A finding without a
+        segment, or all without a segmentation, are named by the place of the highest score alone.
     findings
         Ranks 1, 2, ... in order.
     tracked
@@ -80,7 +80,7 @@ def make_report(
     ObjectError
         There are no headers, or the segmentation is of other findings.
     """
-    if segmentation is not None and len(segmentation.SegmentSequence) != len(findings):
+    if segmentation is not None and len(segmentation.SegmentSequence) > len(findings):
         raise ObjectError(
             f"{len(findings)} findings, and {len(segmentation.SegmentSequence)} segments"
         )
@@ -191,7 +191,7 @@ def _region(
         uids.tracking_uid(finding.rank), f"Suspected anomaly {finding.rank}"
     )
     measurements = _measurements(finding)
-    if segmentation is None:
+    if segmentation is None or finding.rank > len(segmentation.SegmentSequence):
         return hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=identifier,
             finding_category=CATEGORY,

@@ -12,6 +12,7 @@ PS3.3 A.33.1 (Grayscale Softcopy Presentation State IOD), C.10.5 (Graphic Annota
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import highdicom as hd
 import numpy as np
@@ -24,11 +25,8 @@ from dicom_node.findings import Finding, LabelMap, ScoreSummary
 from dicom_node.objects import provenance
 from dicom_node.objects.drawing import finding_color
 
-#: what the grey values mean; highdicom copies them from the images
-_GREY = ("RescaleIntercept", "RescaleSlope", "RescaleType")
 
-
-def make_presentation_state(
+def make_presentation_states(
     headers: Sequence[Dataset],
     labels: LabelMap,
     findings: Sequence[Finding],
@@ -39,8 +37,12 @@ def make_presentation_state(
     series_number: int,
     series_description: str,
     tracked: Mapping[int, str] | None = None,
-) -> hd.pr.GrayscaleSoftcopyPresentationState | None:
-    """(depth, height, width) ranks -> outlines on the source slices; None without findings.
+) -> Iterator[hd.pr.GrayscaleSoftcopyPresentationState]:
+    """(depth, height, width) ranks -> outlines on the source slices; nothing without findings.
+
+    A state has one rescale for all images that it is of (PS3.3 C.11.1), so that there is one state
+    for each rescale of the source, and none where that is of no slice with a finding: one in all
+    for most sources.
 
     Parameters
     ----------
@@ -52,47 +54,101 @@ def make_presentation_state(
     tracked
         Tracking UIDs of findings that were seen before, by rank.
     """
-    if not findings:
-        return None
     uids = provenance.identifiers(headers, score, "presentation state", tracked)
-    clean = _with_grey_values(headers, provenance.sanitized_headers(headers))
-    made = hd.pr.GrayscaleSoftcopyPresentationState(
-        referenced_images=clean,
-        series_instance_uid=uids.series_uid,
-        series_number=series_number,
-        sop_instance_uid=uids.instance_uid(1),
-        instance_number=1,
-        content_label="ANOMALY",
-        content_description="Suspected anomalies, research use only",
-        content_creator_name=provenance.CREATOR_NAME,
-        graphic_layers=[_layer(finding.rank) for finding in findings],
-        graphic_annotations=[
+    clean = provenance.sanitized_headers(headers)
+    for copy in clean:
+        copy.SamplesPerPixel = 1  # a volume has no colour
+    parts = _by_rescale(headers)
+    marked = np.flatnonzero(labels.any(axis=(1, 2))).tolist() if findings else []
+    wanted = [part for part in parts if not set(part.slices).isdisjoint(marked)]
+    for number, part in enumerate(wanted, 1):
+        annotations = [
             annotation
             for finding in findings
-            for annotation in _annotations(finding.rank, clean, labels, uids)
-        ],
-        voi_lut_transformations=[
-            hd.pr.SoftcopyVOILUTTransformation(
-                window_center=window[0], window_width=max(window[1], 1.0)
-            )
-        ],
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        series_description=series_description[:64],
-        **provenance.common_arguments(headers, score, node_id),
-    )
-    provenance.name_body_part(made, headers[0])
-    provenance.finish(made, headers[0], score, uids)
-    return made
+            for annotation in _annotations(finding.rank, clean, labels, part.slices, uids)
+        ]
+        made = hd.pr.GrayscaleSoftcopyPresentationState(
+            referenced_images=clean if len(clean) == 1 else [clean[at] for at in part.slices],
+            series_instance_uid=uids.series_uid,
+            series_number=series_number,
+            sop_instance_uid=uids.instance_uid(number),
+            instance_number=number,
+            content_label="ANOMALY",
+            content_description="Suspected anomalies, research use only",
+            content_creator_name=provenance.CREATOR_NAME,
+            graphic_layers=_layers(annotations),
+            graphic_annotations=annotations,
+            modality_lut_transformation=part.transformation(),
+            voi_lut_transformations=[
+                hd.pr.SoftcopyVOILUTTransformation(
+                    window_center=window[0], window_width=max(window[1], 1.0)
+                )
+            ],
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            series_description=series_description[:64],
+            **provenance.common_arguments(headers, score, node_id),
+        )
+        if len(clean) == 1 and len(parts) > 1:
+            _name_frames(made, part.slices)
+        provenance.name_body_part(made, headers[0])
+        provenance.finish(made, headers[0], score, uids)
+        yield made
 
 
-def _with_grey_values(headers: Sequence[Dataset], clean: list[Dataset]) -> list[Dataset]:
-    """Give the cleaned headers what turns stored pixels into measured ones."""
-    for source, copy in zip(headers, clean, strict=True):
-        copy.SamplesPerPixel = 1  # a volume has no colour
-        for keyword in _GREY:
-            if source.get(keyword) not in (None, ""):
-                setattr(copy, keyword, source.get(keyword))
-    return clean
+@dataclass(frozen=True, slots=True)
+class _Rescale:
+    """What turns stored pixels into measured ones, and the slices where it does."""
+
+    #: intercept, slope, type; None: the stored pixels are the measured ones
+    values: tuple[float, float, str] | None
+    #: indices of axis 0, ascending
+    slices: list[int]
+
+    def transformation(self) -> hd.ModalityLUTTransformation:
+        """Return it as the Modality LUT module; the identity is said too.
+
+        highdicom would otherwise look for it in the headers, and refuse frames that differ.
+        """
+        intercept, slope, unit = self.values or (0.0, 1.0, "US")
+        return hd.ModalityLUTTransformation(intercept, slope, unit)
+
+
+def _by_rescale(headers: Sequence[Dataset]) -> list[_Rescale]:
+    """Put the slices together that have one rescale, in the order of their first slices."""
+    n_slices = provenance.grid_of(headers)[0]
+    slices: dict[tuple[float, float, str] | None, list[int]] = {}
+    for at in range(n_slices):
+        slices.setdefault(_rescale_of(headers, at), []).append(at)
+    return [_Rescale(values, of) for values, of in slices.items()]
+
+
+def _rescale_of(headers: Sequence[Dataset], at: int) -> tuple[float, float, str] | None:
+    """Return intercept, slope and type of a slice; None where it has none."""
+    said = headers[0] if len(headers) == 1 else headers[at]
+    if len(headers) == 1:
+        groups = [
+            said.PerFrameFunctionalGroupsSequence[at],
+            *said.get("SharedFunctionalGroupsSequence", []),
+        ]
+        found = [g for g in groups if g.get("PixelValueTransformationSequence")]
+        if found:
+            said = found[0].PixelValueTransformationSequence[0]
+    slope, intercept = said.get("RescaleSlope"), said.get("RescaleIntercept")
+    if slope in (None, "") or intercept in (None, ""):
+        return None
+    return float(intercept), float(slope), str(said.get("RescaleType") or "US")
+
+
+def _name_frames(made: Dataset, slices: Sequence[int]) -> None:
+    """Say of which frames of a multi-frame image a state is (PS3.3 C.11.11, Table 10-3)."""
+    (series,) = made.ReferencedSeriesSequence
+    series.ReferencedImageSequence[0].ReferencedFrameNumber = [at + 1 for at in slices]
+
+
+def _layers(annotations: Sequence[hd.pr.GraphicAnnotation]) -> list[hd.pr.GraphicLayer]:
+    """Return the layers of what is drawn, each once, by rank."""
+    named = {annotation.GraphicLayer for annotation in annotations}
+    return [_layer(rank) for rank in sorted(int(name.rpartition("_")[2]) for name in named)]
 
 
 def _layer(rank: int) -> hd.pr.GraphicLayer:
@@ -106,11 +162,15 @@ def _layer(rank: int) -> hd.pr.GraphicLayer:
 
 
 def _annotations(
-    rank: int, clean: Sequence[Dataset], labels: LabelMap, uids: provenance.Identifiers
+    rank: int,
+    clean: Sequence[Dataset],
+    labels: LabelMap,
+    slices: Sequence[int],
+    uids: provenance.Identifiers,
 ) -> Iterator[hd.pr.GraphicAnnotation]:
-    """Yield the outlines of one finding, slice by slice."""
+    """Yield the outlines of one finding, slice by slice of those given."""
     layer, name = _layer(rank), {"tracking_id": f"Suspected anomaly {rank}"}
-    for at in np.flatnonzero((labels == rank).any(axis=(1, 2))).tolist():
+    for at in (at for at in slices if (labels[at] == rank).any()):
         lines = outlines(labels[at] == rank)
         corner = max(lines, key=len).max(axis=0)
         yield hd.pr.GraphicAnnotation(

@@ -55,7 +55,7 @@ class ResultObject:
     """One DICOM object to be sent, written and durable."""
 
     sop_instance_uid: str
-    #: "SEG", "SR", "PM", "PR", "SC" or "KO"
+    #: "SEG", "SEG labelmap", "SEG occupancy", "SR", "PM", "PR", "SC" or "KO"
     kind: str
     series_instance_uid: str
     #: relative to the results folder

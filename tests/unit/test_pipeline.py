@@ -166,6 +166,23 @@ def test_a_parametric_map_is_made_where_it_is_asked_for(make):
     assert ds.SeriesNumber == 9005
 
 
+def test_other_kinds_of_segmentation_are_made_where_they_are_asked_for(make):
+    wanted = {"labelmap_segmentation": True, "occupancy_segmentation": True}
+    line = make(results=wanted, protocol={"finding_min_volume_ml": 0.0, "finding_threshold": 0.5})
+    _, _, due, made = report_one(line)
+    read = {m.kind: pydicom.dcmread(line.folders.results / m.file_name) for m in made}
+    assert list(read) == ["SEG", "SEG labelmap", "SEG occupancy", "SR"]
+    assert {item.sop_instance_uid for item in due} == {ds.SOPInstanceUID for ds in read.values()}
+    numbers = {kind: ds.SeriesNumber for kind, ds in read.items() if kind != "SR"}
+    assert numbers == {"SEG": 9001, "SEG labelmap": 9002, "SEG occupancy": 9003}
+    tracked = [
+        [s.TrackingUID for s in ds.SegmentSequence if s.SegmentNumber > 0]
+        for kind, ds in read.items()
+        if kind != "SR"
+    ]
+    assert tracked[0] == tracked[1] == tracked[2]
+
+
 def test_outlines_and_a_bookmark_of_what_is_worth_a_look(make):
     line = make(
         results={"presentation_state": True, "key_objects": True, "secondary_capture": True},

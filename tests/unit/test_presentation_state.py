@@ -4,18 +4,25 @@ import subprocess
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from dicom_node.objects.key_objects import make_key_objects
-from dicom_node.objects.presentation_state import make_presentation_state, outlines
+from dicom_node.objects.presentation_state import make_presentation_states, outlines
 from tests.make.instances import Geometry, make_enhanced, write
 from tests.make.results import SCORE, SOURCES, EnhancedSource, Source, errors_of, to_bytes
 
 NAMED = {"node_id": "node-1", "series_number": 9008, "series_description": "research use only"}
 
 
-def state(source, **changed):
+def states(source, **changed):
     options = {"window": (40.0, 100.0), **NAMED, **changed}
-    return make_presentation_state(source.headers, source.labels, source.findings, SCORE, **options)
+    found = (source.headers, source.labels, source.findings, SCORE)
+    return list(make_presentation_states(*found, **options))
+
+
+def state(source, **changed):
+    (made,) = states(source, **changed)
+    return made
 
 
 def enhanced(folder):
@@ -68,6 +75,44 @@ def test_the_outline_runs_round_the_finding_in_the_slice_it_names():
     assert line.TrackingUID == segment.TrackingUID
 
 
+def test_of_each_rescale_with_a_finding_there_is_a_state(tmp_path):
+    source = Source()
+    marked = np.flatnonzero(source.labels.any(axis=(1, 2))).tolist()
+    for at, header in enumerate(source.headers):
+        header.RescaleIntercept, header.RescaleSlope = 0.0, 1.5 if at == marked[-1] else 2.0
+    source.headers[0].RescaleSlope = 3.0
+    made = states(source)
+    assert [float(ds.RescaleSlope) for ds in made] == [2.0, 1.5]
+    assert [len(ds.ReferencedSeriesSequence[0].ReferencedImageSequence) for ds in made] == [10, 1]
+    assert [ds.InstanceNumber for ds in made] == [1, 2]
+    assert len({ds.SeriesInstanceUID for ds in made}) == 1
+    assert len({ds.SOPInstanceUID for ds in made}) == 2
+    drawn = [
+        item.ReferencedImageSequence[0].ReferencedSOPInstanceUID
+        for ds in made
+        for item in ds.GraphicAnnotationSequence
+    ]
+    assert sorted(drawn) == sorted(source.headers[at].SOPInstanceUID for at in marked)
+    for ds in made:
+        assert errors_of(ds, tmp_path) == []
+
+
+def test_frames_with_rescales_of_their_own_have_states_of_their_own(tmp_path):
+    source = enhanced(tmp_path)
+    (header,) = source.headers
+    for shared in header.SharedFunctionalGroupsSequence:
+        shared.pop("PixelValueTransformationSequence", None)
+    for at, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
+        groups.PixelValueTransformationSequence = [Dataset()]
+        groups.PixelValueTransformationSequence[0].RescaleIntercept = 0.0
+        groups.PixelValueTransformationSequence[0].RescaleSlope = 2.0 if at < 3 else 4.0
+    made = state(source)
+    assert float(made.RescaleSlope) == 2.0
+    (image,) = made.ReferencedSeriesSequence[0].ReferencedImageSequence
+    assert list(image.ReferencedFrameNumber) == [1, 2, 3]
+    assert errors_of(made, tmp_path) == []
+
+
 def test_outlines_are_closed_and_reach_the_border():
     mask = np.zeros((6, 8), bool)
     mask[0:2, 0:3] = True
@@ -83,9 +128,8 @@ def test_outlines_are_closed_and_reach_the_border():
 
 def test_without_findings_there_is_neither():
     source = Source()
-    labels = np.zeros_like(source.labels)
-    named = {"window": (40.0, 100.0), **NAMED}
-    assert make_presentation_state(source.headers, labels, (), SCORE, **named) is None
+    source.findings, source.labels = (), np.zeros_like(source.labels)
+    assert states(source) == []
     assert make_key_objects(source.headers, [], SCORE, **NAMED) is None
 
 

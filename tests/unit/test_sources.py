@@ -7,8 +7,13 @@ import pytest
 
 from dicom_node import findings, volume
 from dicom_node.objects import overlay
+from dicom_node.objects.key_objects import make_key_objects
+from dicom_node.objects.measurement_report import make_report
+from dicom_node.objects.occupancy_segmentation import make_occupancy_segmentation
+from dicom_node.objects.parametric_map import make_parametric_map
+from dicom_node.objects.presentation_state import make_presentation_states
 from dicom_node.objects.secondary_capture import make_secondary_captures
-from dicom_node.objects.segmentation import make_segmentation
+from dicom_node.objects.segmentation import make_labelmap_segmentation, make_segmentation
 from tests.make.encodings import MATRIX
 from tests.make.iod import faults
 from tests.make.results import SCORE
@@ -57,7 +62,7 @@ def test_a_source_loads_to_its_own_voxels_where_they_are(source):
 
 
 def results(found, modality, planted=PLANTED):
-    """SEG, and the captures of the slices with the finding, the summary first."""
+    """Objects by name; of the captures the summary and the one slice with the finding."""
     scores = np.zeros(found.voxels.shape, np.float32)
     depth, row, column = planted
     scores[depth, row, column : column + 2] = 8.0
@@ -71,7 +76,22 @@ def results(found, modality, planted=PLANTED):
     captures = make_secondary_captures(
         found.headers, *layers, page, SCORE, slices="findings", margin=0, **naming
     )
-    return seg, list(captures)
+    of_findings = (found.headers, labels, regions, SCORE)
+    page, *slices = captures
+    assert len(slices) == 1
+    (outlines,) = make_presentation_states(*of_findings, window=(40.0, 100.0), **naming)
+    objects = {
+        "seg": seg,
+        "labelmap": make_labelmap_segmentation(*of_findings, **naming),
+        "occupancy": make_occupancy_segmentation(found.headers, scores, *of_findings[1:], **naming),
+        "report": make_report(found.headers, seg, regions, SCORE, **naming),
+        "map": make_parametric_map(found.headers, scores, SCORE, **naming),
+        "outlines": outlines,
+        "page": page,
+        "capture": slices[0],
+    }
+    selected = [seg, page, slices[0]]
+    return {**objects, "selection": make_key_objects(found.headers, selected, SCORE, **naming)}
 
 
 def written(ds, path):
@@ -79,20 +99,28 @@ def written(ds, path):
     return pydicom.dcmread(path)
 
 
+def planted_voxels(found):
+    """(x, y, z) of what was planted, by coordinate."""
+    depth, row, column = PLANTED
+    world = [found.affine @ [depth, row, column + k, 1.0] for k in (0, 1)]
+    return np.sort(np.array(world)[:, :3], axis=0)
+
+
+def marked_voxels(ds):
+    """(x, y, z) of the voxels of segment 1, by coordinate; of shares the larger ones."""
+    whole = hd.seg.Segmentation.from_dataset(ds).get_volume(segment_numbers=[1])
+    world = whole.map_indices_to_reference(np.argwhere(whole.array[..., 0] > 0.5))
+    return np.sort(world, axis=0)
+
+
 def test_results_of_a_source_lie_on_its_voxels_and_have_no_fault(source, tmp_path):
     encoding, found = source
-    seg, captures = results(found, encoding.modality)
-    assert len(captures) == 2
-    read = written(seg, tmp_path / "seg.dcm")
-    whole = hd.seg.Segmentation.from_dataset(read).get_volume(combine_segments=True)
-    world = whole.map_indices_to_reference(np.argwhere(whole.array == 1))
-    depth, row, column = PLANTED
-    planted = [found.affine @ [depth, row, column + k, 1.0] for k in (0, 1)]
-    assert np.sort(world, axis=0) == pytest.approx(
-        np.sort(np.array(planted)[:, :3], axis=0), abs=0.01
-    )
-    capture = written(captures[1], tmp_path / "capture.dcm")
-    written(captures[0], tmp_path / "page.dcm")
+    made = results(found, encoding.modality)
+    read = {name: written(ds, tmp_path / f"{name}.dcm") for name, ds in made.items()}
+    for kind in ("seg", "labelmap", "occupancy"):
+        assert marked_voxels(read[kind]) == pytest.approx(planted_voxels(found), abs=0.01)
+    capture = read["capture"]
+    depth = PLANTED[0]
     corner = np.linalg.inv(found.affine) @ [*map(float, capture.ImagePositionPatient), 1.0]
     assert corner[0] == pytest.approx(depth, abs=1e-3)
     assert ((corner[1:3] > -0.5) & (corner[1:3] <= 0.0)).all()
@@ -102,5 +130,5 @@ def test_results_of_a_source_lie_on_its_voxels_and_have_no_fault(source, tmp_pat
         assert reference.ReferencedFrameNumber == depth + 1
     else:
         assert reference.ReferencedSOPInstanceUID == found.headers[depth].SOPInstanceUID
-    for name in ("seg", "capture", "page"):
-        assert faults(tmp_path / f"{name}.dcm") == []
+    found_faults = {name: faults(tmp_path / f"{name}.dcm") for name in made}
+    assert found_faults == {name: [] for name in made}
