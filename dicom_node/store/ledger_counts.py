@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
     Integer,
+    Row,
     Table,
     and_,
     case,
@@ -116,6 +118,34 @@ def refusals_after(db: Connection, number: int) -> list[tuple[int, str]]:
     return [(row.id, row.reason) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What can be counted by an index, or by the tables' own numbers."""
+
+    n_instances: int
+    n_associations: int
+    n_open_associations: int
+    #: per state
+    n_series: dict[str, int]
+    #: per (stage, state) and (destination, state)
+    open_jobs: Counter[tuple[str, str]]
+    open_deliveries: Counter[tuple[str, str]]
+    #: per stage with queued jobs, since when (ISO 8601) the oldest is due
+    oldest_queued: dict[str, str]
+
+
+def totals(db: Connection) -> Totals:
+    """Count all of that, in the caller's transaction."""
+    return Totals(
+        n_instances(db),
+        *n_associations(db),
+        n_series(db),
+        open_jobs(db),
+        open_deliveries(db),
+        oldest_queued(db),
+    )
+
+
 @dataclass(slots=True)
 class Durations:
     """A histogram of seconds; what it counts grows and never shrinks."""
@@ -152,10 +182,13 @@ class Ended:
         last = _last(db, self.table, number)
         open_now = self._open_now(db, number)
         ended = sorted(self._open - open_now)
-        for start in range(0, len(ended), _AT_ONCE):
-            self._count(db, number.in_(ended[start : start + _AT_ONCE]))
+        parts = [ended[start : start + _AT_ONCE] for start in range(0, len(ended), _AT_ONCE)]
         new = (number > self._seen) & (number <= last)
-        self._count(db, new & self.table.c.state.not_in(self.open_states))
+        wheres: list[ColumnElement[bool]] = [number.in_(part) for part in parts]
+        wheres.append(new & self.table.c.state.not_in(self.open_states))
+        # all is read before anything is counted: a ledger that stops answering costs no count
+        for rows in [self._summed(db, where) for where in wheres]:
+            self._add(rows)
         self._seen, self._open = last, open_now
 
     def _open_now(self, db: Connection, number: ColumnElement[int]) -> frozenset[int]:
@@ -163,17 +196,19 @@ class Ended:
         where = of_jobs if self.table is job else _open_deliveries(db)
         return frozenset(db.execute(select(number).where(where)).scalars())
 
-    def _count(self, db: Connection, where: ColumnElement[bool]) -> None:
-        """Add the rows that `where` names, summed up by the ledger."""
+    def _summed(self, db: Connection, where: ColumnElement[bool]) -> Sequence[Row[Any]]:
+        """Return the rows that `where` names, summed up per label, state and bucket."""
         seconds = _seconds(self.table)
         bucket = case(
             *((seconds <= edge, place) for place, edge in enumerate(EDGES_S)), else_=len(EDGES_S)
         )
         keys = (self.label, self.table.c.state, bucket)
-        rows = db.execute(
-            select(*keys, func.count(), func.sum(seconds)).where(where).group_by(*keys)
-        )
-        for label, state, place, n, total_s in rows:
+        found = select(*keys, func.count(), func.sum(seconds)).where(where).group_by(*keys)
+        return db.execute(found).all()
+
+    def _add(self, rows: Sequence[Row[Any]]) -> None:
+        for row in rows:
+            label, state, place, n, total_s = tuple(row)
             found = self.durations.setdefault((label, state), Durations())
             found.buckets[place] += int(n)
             found.total_s += float(total_s)
