@@ -29,6 +29,7 @@ from dicom_node import (
     config,
     dicomweb,
     digest_command,
+    doctor_command,
     evaluate_command,
     logs,
     reference_command,
@@ -49,6 +50,8 @@ from dicom_node.command_line import (
     say,
 )
 from dicom_node.config import NodeConfig
+from dicom_node.doctor.ports import own_peers
+from dicom_node.doctor.settings import notes
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
 from dicom_node.folders import cache_folder
 from dicom_node.network_config import WebDestination
@@ -70,6 +73,7 @@ app.add_typer(reference_command.app, name="reference")
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("cohort")(cohort_command.cohort)
 app.command("digest")(digest_command.digest)
+app.command("doctor")(doctor_command.doctor)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -134,7 +138,7 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
         _add_row(table, f"sends to {web.name}", f"{web.url}, DICOMweb")
     _add_row(table, "keeps data in", settings.node.data_dir)
     _out.print(table)
-    for warning in _warnings(settings):
+    for warning in notes(settings):
         _say("Note:", "yellow", warning)
 
 
@@ -143,20 +147,6 @@ def _ports(settings: NodeConfig) -> list[tuple[int, str]]:
     receiver = settings.receiver
     found = [(receiver.port, "")] if receiver.plain else []
     return found + ([(receiver.tls.port, ", over TLS")] if receiver.tls is not None else [])
-
-
-def _warnings(settings: NodeConfig) -> list[str]:
-    """Return what is valid and yet hardly meant."""
-    found = []
-    if not settings.protocol and settings.grouping.discover:
-        found.append("there is no [[protocol]]: alike series are scored in shadow, nothing is sent")
-    elif not settings.protocol:
-        found.append("there is no [[protocol]]: every series will be filed and none scored")
-    if not settings.destinations:
-        found.append("there is no [[destination]]: results stay on this machine")
-    if not settings.receiver.allowed_calling_ae_titles:
-        found.append("receiver.allowed_calling_ae_titles is empty: any caller may store")
-    return found
 
 
 @app.command("echo")
@@ -173,7 +163,7 @@ def echo_command(
     """
     settings = config.load(config_path)
     # the node's own title calls: a PACS that knows the node answers, one that does not says so
-    peers = [*_own_peers(settings), *map(peer_of, settings.destination)]
+    peers = [*own_peers(settings), *map(peer_of, settings.destination)]
     asks: list[tuple[str, Callable[[], str]]] = [
         *((peer.name, partial(_echo_peer, peer, settings.node.ae_title)) for peer in peers),
         *((web.name, partial(_reach, web)) for web in settings.web_destination),
@@ -184,18 +174,6 @@ def echo_command(
     # all are asked, whatever the first says
     failed = [ask for ask in chosen if not _answered(*ask)]
     raise typer.Exit(1 if failed else 0)
-
-
-def _own_peers(settings: NodeConfig) -> list[Peer]:
-    """Return the node itself, once per port."""
-    receiver = settings.receiver
-    own, bind, found = settings.node.ae_title, receiver.bind, []
-    if receiver.plain:
-        found.append(Peer("this-node", own, bind, receiver.port))
-    if receiver.tls is not None:
-        by = tls.own_port(receiver.tls)
-        found.append(Peer("this-node-tls", own, bind, receiver.tls.port, by))
-    return found
 
 
 def _echo_peer(peer: Peer, calling_ae_title: str) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
@@ -119,6 +121,25 @@ def reach(peer: WebPeer, timeout_s: float) -> None:
             _client(peer, session, timeout_s).search_for_studies(limit=1)
         except _NO_ANSWER as error:
             raise _unreachable(peer, error) from error
+
+
+def server_time(peer: WebPeer, timeout_s: float) -> datetime | None:
+    """Return the time that the server's answers bear (RFC 9110 6.6.1), None where they bear none.
+
+    Whether it lets us in does not matter. Raises AssociationRefused where nobody answers.
+    """
+    with requests.Session() as session:
+        _client(peer, session, timeout_s)
+        try:
+            answer = session.get(peer.url, timeout=timeout_s, stream=True, allow_redirects=False)
+            answer.close()
+        except _NO_ANSWER as error:
+            raise _unreachable(peer, error) from error
+    try:
+        told = parsedate_to_datetime(answer.headers.get("Date", ""))
+    except ValueError:
+        return None
+    return told.astimezone(UTC)
 
 
 def _client(peer: WebPeer, session: requests.Session, timeout_s: float) -> DICOMwebClient:

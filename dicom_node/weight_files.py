@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_node.config import Encoder
 from dicom_node.errors import WeightsMismatch, WeightsMissing
 from dicom_node.wheel_files import WheelFile, fetch, sha256_of
 
@@ -92,6 +93,49 @@ def load_card(weights: Path) -> WeightsCard | None:
 def packaged_path(cache: Path) -> Path:
     """Return where the packaged weights lie once they are prepared, in the folder `cache`."""
     return cache / "weights" / f"{_NAME}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """A weights file that is the one that was named."""
+
+    path: Path
+    #: None: none lies beside it
+    card: WeightsCard | None
+    sha256: str
+
+
+def find(encoder: Encoder, cache: Path) -> FoundWeights:
+    """Find the file that `[encoder]` names, with weights "file" or "packaged", and check it.
+
+    A digest in the configuration stands above the card's.
+
+    Raises
+    ------
+    WeightsMissing
+        The file is not there; the message says how to get it.
+    WeightsMismatch
+        The file is not the one that was named: both digests, or both models, are in the message.
+    """
+    if encoder.weights == "file" and encoder.file is not None:
+        path, advice = encoder.file, "set encoder.file to a safetensors file of the model"
+    else:
+        path, advice = packaged_path(cache), "run: dicom-node fetch-weights"
+    if not path.exists():
+        raise WeightsMissing(f"the encoder weights {path} do not exist; {advice}")
+    # the whole file is read for it, at every start: a changed byte changes scores without a sign
+    card, found = load_card(path), sha256_of(path)
+    wanted = encoder.sha256 or (card.sha256 if card else "") or found
+    if found != wanted:
+        raise WeightsMismatch(
+            f"the encoder weights {path} have SHA-256 {found}, not {wanted}; {advice}"
+        )
+    if card is not None and card.timm_name != encoder.model:
+        raise WeightsMismatch(
+            f"the encoder weights {path} are for {card.timm_name}, "
+            f"and encoder.model is {encoder.model}"
+        )
+    return FoundWeights(path, card, found)
 
 
 def prepare_packaged(cache: Path) -> Path:

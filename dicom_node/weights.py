@@ -18,8 +18,7 @@ from torch import Tensor
 from dicom_node.anomaly.encoder import architecture, hub_state
 from dicom_node.config import Encoder
 from dicom_node.errors import ConfigError, WeightsMismatch, WeightsMissing
-from dicom_node.weight_files import WeightsCard, load_card, packaged_path
-from dicom_node.wheel_files import sha256_of
+from dicom_node.weight_files import WeightsCard, find
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +48,9 @@ def locate(encoder: Encoder, cache: Path) -> Weights:
     """
     if encoder.weights == "hub":
         return _from_hub(encoder)
-    if encoder.weights == "file" and encoder.file is not None:
-        path, advice = encoder.file, "set encoder.file to a safetensors file of the model"
-    else:
-        path, advice = packaged_path(cache), "run: dicom-node fetch-weights"
-    if not path.exists():
-        raise WeightsMissing(f"the encoder weights {path} do not exist; {advice}")
-    # the whole file is read for it, at every start: a changed byte changes scores without a sign
-    card = load_card(path) or _card_of_timm(encoder.model, path.name)
-    found = sha256_of(path)
-    wanted = encoder.sha256 or card.sha256 or found
-    if found != wanted:
-        raise WeightsMismatch(
-            f"the encoder weights {path} have SHA-256 {found}, not {wanted}; {advice}"
-        )
-    if card.timm_name != encoder.model:
-        raise WeightsMismatch(
-            f"the encoder weights {path} are for {card.timm_name}, "
-            f"and encoder.model is {encoder.model}"
-        )
-    return Weights(replace(card, sha256=found), lambda: _load(path))
+    found = find(encoder, cache)
+    card = found.card or _card_of_timm(encoder.model, found.path.name)
+    return Weights(replace(card, sha256=found.sha256), lambda: _load(found.path))
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -143,3 +145,19 @@ def migrate(path: Path) -> None:
     finally:
         engine.dispose()
     path.chmod(0o600)
+
+
+def revisions(path: Path) -> tuple[str | None, str]:
+    """Return the revision of the ledger at `path`, which exists, and that of this version's tables.
+
+    The first is None of a file that no migration has made. Raises DatabaseUnavailable.
+    """
+    engine = _engine(path, 5.0)
+    reading = engine.execution_options(read_only=True)
+    try:
+        with _answering(), reading.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    head = ScriptDirectory(str(_MIGRATIONS)).get_current_head()
+    return found, head or ""

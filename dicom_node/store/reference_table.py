@@ -224,3 +224,17 @@ def counts(db: Connection) -> dict[tuple[str, str], int]:
         )
     )
     return {(protocol, state): int(number) for protocol, state, number in rows}
+
+
+def counts_in_force(db: Connection) -> dict[tuple[str, str], int]:
+    """Return the number of members per (protocol, state), in the token space used last."""
+    found: dict[tuple[str, str], int] = {}
+    for protocol in db.execute(select(member.c.protocol).distinct()).scalars().all():
+        of = fingerprints(db, protocol)[0]
+        rows = db.execute(
+            select(member.c.state, func.count())
+            .where(member.c.protocol == protocol, member.c.fingerprint == of)
+            .group_by(member.c.state)
+        )
+        found |= {(protocol, row[0]): int(row[1]) for row in rows}
+    return found

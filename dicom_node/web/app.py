@@ -22,6 +22,7 @@ from dicom_node.config import NodeConfig, digest
 from dicom_node.errors import NodeError
 from dicom_node.folders import Folders
 from dicom_node.store.database import Database
+from dicom_node.web import monitoring
 from dicom_node.web.pages import Pages
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def make_app(config: NodeConfig, database: Database, folders: Folders) -> Starle
 
     Returns
     -------
-    Answers GET and HEAD on five routes: 404 for what is unknown, 405 for other methods, 400 for a
+    Answers GET and HEAD on its routes: 404 for what is unknown, 405 for other methods, 400 for a
     foreign Host, 503 while the ledger does not answer. ``/healthz`` says ``ok`` when this process
     runs and reads the ledger; of the other parts it knows nothing.
     """
@@ -116,6 +117,7 @@ def make_app(config: NodeConfig, database: Database, folders: Folders) -> Starle
             Route("/series/{uid}/summary.png", picture),
             Route("/style.css", style),
             Route("/healthz", health),
+            *monitoring.routes(config, database),
         ],
         # the first is the outermost: a refused host gets the headers too
         middleware=[

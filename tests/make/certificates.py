@@ -15,7 +15,7 @@ class Authority:
     def certificate(self) -> Path:
         return self.folder / "ca.pem"
 
-    def sign(self, name: str, host: str = "127.0.0.1") -> tuple[Path, Path]:
+    def sign(self, name: str, host: str = "127.0.0.1", days: int = 2) -> tuple[Path, Path]:
         """A certificate for `host` and its key: (certificate, key)."""
         key, request, made = (self.folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
         extensions = self.folder / f"{name}.ext"
@@ -23,19 +23,19 @@ class Authority:
         extensions.write_text(f"subjectAltName={kind}:{host}\n")
         _openssl("req", "-new", *_key(key), "-subj", f"/CN={name}", "-out", request)
         _openssl(
-            *("x509", "-req", "-in", request, "-days", "2", "-extfile", extensions),
+            *("x509", "-req", "-in", request, "-days", days, "-extfile", extensions),
             *("-CA", self.certificate, "-CAkey", self.folder / "ca.key", "-CAcreateserial"),
             *("-out", made),
         )
         return made, key
 
 
-def authority(folder: Path) -> Authority:
+def authority(folder: Path, days: int = 2) -> Authority:
     """A new authority that nobody else knows."""
     folder.mkdir(parents=True)
     _openssl(
         *("req", "-x509", "-new", *_key(folder / "ca.key"), "-subj", f"/CN={folder.name} CA"),
-        *("-addext", "basicConstraints=critical,CA:TRUE", "-days", "2", "-out", folder / "ca.pem"),
+        *("-addext", "basicConstraints=critical,CA:TRUE", "-days", days, "-out", folder / "ca.pem"),
     )
     return Authority(folder)
 
