@@ -32,6 +32,7 @@ from dicom_node import (
     evaluate_command,
     logs,
     reference_command,
+    verify_command,
 )
 from dicom_node.association import tls
 from dicom_node.association.requestor import Peer, echo, peer_of
@@ -70,6 +71,7 @@ app.add_typer(reference_command.app, name="reference")
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("cohort")(cohort_command.cohort)
 app.command("digest")(digest_command.digest)
+app.command("verify")(verify_command.verify)
 _out = Console()
 _err = Console(stderr=True)
 
