@@ -32,7 +32,9 @@ from dicom_node import (
     doctor_command,
     evaluate_command,
     logs,
+    recovery,
     reference_command,
+    verify_command,
 )
 from dicom_node.association import tls
 from dicom_node.association.requestor import Peer, echo, peer_of
@@ -53,9 +55,9 @@ from dicom_node.config import NodeConfig
 from dicom_node.doctor.ports import own_peers
 from dicom_node.doctor.settings import notes
 from dicom_node.errors import ConfigError, DeliveryError, NodeError
-from dicom_node.folders import cache_folder
+from dicom_node.folders import Folders, cache_folder
 from dicom_node.network_config import WebDestination
-from dicom_node.node import Supervisor
+from dicom_node.node import Supervisor, alone
 from dicom_node.status import collect_status
 from dicom_node.store import job_table, result_table
 from dicom_node.store.database import Database
@@ -74,6 +76,7 @@ app.command("evaluate")(evaluate_command.evaluate)
 app.command("cohort")(cohort_command.cohort)
 app.command("digest")(digest_command.digest)
 app.command("doctor")(doctor_command.doctor)
+app.command("verify")(verify_command.verify)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -112,6 +115,22 @@ def serve(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
     tls.check(settings)
     logs.configure("node", settings.log.level)
     raise typer.Exit(Supervisor(settings, config_path).run())
+
+
+@app.command()
+def restore(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Put the newest good copy in the place of the ledger, with what the inbox holds beyond it.
+
+    With the node stopped. `serve` does it by itself where the ledger is damaged or missing.
+
+    Example: dicom-node restore
+    """
+    folders = Folders(config.load(config_path).node.data_dir)
+    if not folders.root.is_dir():
+        raise ConfigError(f"{folders.root} does not exist: this node has never been started")
+    with alone(folders.root):
+        recovery.recover(folders, wanted=True)
+    _say("Restored:", "green", recovery.described(recovery.last(folders) or {}))
 
 
 @app.command("check-config")
@@ -208,7 +227,9 @@ def status(
 
     Example: dicom-node status --json
     """
-    found = collect_status(Database(ledger_of(config.load(config_path))))
+    settings = config.load(config_path)
+    found = collect_status(Database(ledger_of(settings)))
+    found["recovery"] = recovery.last(Folders(settings.node.data_dir))
     if as_json:
         _out.print_json(json.dumps(found))
     else:
@@ -226,6 +247,8 @@ def _print_status(found: dict[str, Any]) -> None:
             _add_row(table, f"at {destination}", tick, number)
     _add_outcomes(table, found["outcomes"])
     _out.print(table)
+    if found["recovery"]:
+        _say("ledger:", "red", recovery.described(found["recovery"]))
     for warning in found["warnings"]:
         _say(f"{warning['kind']} of {warning['protocol']}:", "red", warning["text"])
     for fault in found["delivery_faults"]:

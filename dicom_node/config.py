@@ -48,6 +48,10 @@ class Storage(Section):
 
     #: C-STORE is refused with 0xA700 below this much free space
     reserve: Bytes = 2 * 2**30
+    #: between two copies of the ledger: what a damaged one may cost, beside what the inbox holds
+    backup_every: Annotated[Seconds, Field(ge=60)] = 3600.0
+    #: copies of the ledger that are kept, the newest
+    backups_kept: Annotated[int, Field(ge=1, le=1000)] = 24
 
 
 class Completion(Section):

@@ -62,6 +62,15 @@ def replacing(target: Path) -> Iterator[Path]:
     sync_folder(target.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make what a library wrote to `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut: a rename alone does not."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

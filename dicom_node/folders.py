@@ -34,6 +34,11 @@ class Folders:
         """Result objects and maps, one folder per score."""
         return self.root / "results"
 
+    @property
+    def backups(self) -> Path:
+        """Copies of the ledger; made when the first one is."""
+        return self.root / "backups"
+
     def create(self) -> None:
         """Make the folders, for the node's user alone; raises ConfigError that names one."""
         # the rights of a folder that was there before are its owner's to choose

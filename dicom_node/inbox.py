@@ -167,6 +167,12 @@ class Inbox:
         """The folder that file names are relative to."""
         return self._root
 
+    @staticmethod
+    def name_of(received: ReceivedInstance) -> str:
+        """Return the name of an instance's file, relative to the folder: that of its content."""
+        digest = sha256(received.encoded).hexdigest()
+        return f"{digest[:2]}/{digest}.dcm"
+
     def file_instance(self, received: ReceivedInstance) -> FiledInstance:
         """Check one instance and make it durable; the same content again changes nothing.
 

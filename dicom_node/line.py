@@ -43,7 +43,7 @@ from dicom_node.protocol_config import Protocol
 from dicom_node.redundancy import nearest_distances
 from dicom_node.reference import ReferenceBatch
 from dicom_node.reference_files import ReferenceFiles
-from dicom_node.series import Series
+from dicom_node.series import Series, subject_name
 from dicom_node.space import Space, SpaceFiles
 from dicom_node.space_rules import settings_of
 from dicom_node.store import part_table, series_table, space_table
@@ -345,12 +345,6 @@ class Line(Methods):
             content = series_table.instances_digest_source(db, uid)
             keys = part_table.keys(db, uid, series.revision)
         return [subject_name(uid, content, key) for key in keys or [""]]
-
-
-def subject_name(uid: str, content: Sequence[tuple[str, str]], part: str) -> str:
-    """Return the name of a series' content, or of a part of it, as a subject."""
-    # without a part as it was before there were any: batches are full of such names
-    return digest(uid, content, part) if part else digest(uid, content)
 
 
 def _search(of: Protocol) -> SearchSpec:

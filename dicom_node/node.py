@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dicom_node import durable
+from dicom_node import durable, recovery
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError
 from dicom_node.folders import Folders
@@ -65,7 +65,7 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
     """Hold the data folder while the block runs; raises ConfigError when another node does.
 
     A second node would sweep away what the first is writing and close its associations in the
@@ -110,13 +110,14 @@ class Supervisor:
             The data folder cannot be made, or another node runs on it.
         """
         self._folders.create()
-        with _alone(self._folders.root):
+        with alone(self._folders.root):
             return self._supervise()
 
     def _supervise(self) -> int:
         """Bring files and ledger in order, then keep all parts up until told to stop."""
         # before any part runs: what is half written now is nobody's
         durable.sweep(self._folders.root)
+        recovery.recover(self._folders)
         database.migrate(self._folders.database)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())

@@ -16,10 +16,12 @@ from dicom_node import admission, clock, drift, space_rules, weekly
 from dicom_node.admission import Freezes
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DatabaseUnavailable
+from dicom_node.folders import Folders
 from dicom_node.grouping import Protocols
 from dicom_node.protocol_config import Protocol
 from dicom_node.store import (
     admission_table,
+    backup,
     history,
     job_table,
     reference_table,
@@ -69,6 +71,8 @@ class Duties:
         self._scheduler.add_job(
             self.rechoose, "interval", seconds=_RECHOOSE_S, next_run_time=clock.now()
         )
+        every = self._config.storage.backup_every
+        self._scheduler.add_job(self.backup, "interval", seconds=every, next_run_time=clock.now())
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -114,6 +118,21 @@ class Duties:
                 _log.info("digest of %s: %s", of, path)
         except (DatabaseUnavailable, OSError) as error:
             _log.warning("the weekly digest is put off: %s", error)
+
+    def backup(self) -> None:
+        """Copy the ledger, unless the newest copy is young: a node that restarts often has few."""
+        storage, folders = self._config.storage, Folders(self._config.node.data_dir)
+        try:
+            if not folders.database.exists():  # opened, it would be made
+                return
+            newest = next(iter(backup.copies(folders.backups)), None)
+            at = clock.now()
+            if newest and at.timestamp() - newest.stat().st_mtime < storage.backup_every / 2:
+                return
+            path = backup.make(folders.database, folders.backups, storage.backups_kept, at)
+            _log.info("the ledger is copied to %s", path.name)
+        except (DatabaseUnavailable, OSError) as error:
+            _log.error("the ledger is not copied: %s", error)
 
     def watch(self) -> None:
         """Compare recent studies with those before, and warn of what has changed.

@@ -6,11 +6,13 @@ complete is the ledger's to say, whether it is a volume is `volume`'s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from dicom_node.arrival import Slice
+from dicom_node.config import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,9 @@ class Series:
     files: tuple[Path, ...] = field(default=())
     #: which volume of the series it is; None: all of it
     part: Part | None = None
+
+
+def subject_name(uid: str, content: Sequence[tuple[str, str]], part: str) -> str:
+    """Return the name of a series' content, or of a part of it, as a subject."""
+    # without a part as it was before there were any: batches are full of such names
+    return digest(uid, content, part) if part else digest(uid, content)

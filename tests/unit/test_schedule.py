@@ -128,5 +128,5 @@ def test_completion_is_looked_at_four_times_in_the_quiet_time(database, quiet, e
     standing.stop()
     found = {job.func.__name__: job.trigger.interval.total_seconds() for job in jobs}
     daily = {"rechoose": 86400.0}
-    hourly = {"digest": 3600.0}
+    hourly = {"digest": 3600.0, "backup": 3600.0}
     assert found == {"complete": expected, "requeue": 30.0, "watch": 600.0} | hourly | daily

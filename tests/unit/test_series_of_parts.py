@@ -7,6 +7,8 @@ import pydicom
 import pytest
 
 from dicom_node import clock, pipeline, volume, worker
+from dicom_node.invariants import check
+from dicom_node.invariants.violation import Kind
 from dicom_node.jobs import Stage
 from dicom_node.result_objects import described
 from dicom_node.status import collect_status
@@ -392,3 +394,19 @@ def test_rows_of_a_series_without_parts_are_as_before(make):
         row = result_table.series_row(db, uid)
         assert (row.part, row.part_name) == ("", "")
         assert result_table.series_row(db, uid, "other") is None
+
+
+def test_the_invariants_hold_for_parts_too(make, monkeypatch):
+    monkeypatch.setattr(check, "_PAUSE_S", 0.0)
+    line = make()
+    last = [lines.receive(line, lines.echoes(seed, (10, 80))) for seed in range(4)][-1]
+    work(line)
+
+    def violations():
+        return [one.kind for one in check.verify(line.config, line.database).violations]
+
+    assert violations() == []
+    key = parts(line, last)["EchoTime 80"].key
+    with line.database.begin() as db:
+        db.execute(job.delete().where(job.c.series_instance_uid == last, job.c.part == key))
+    assert violations() == [Kind.JOB_MISSING]
