@@ -81,16 +81,17 @@ def _part(line: Line, uid: str) -> tuple[Part, ...]:
         plain = is_one_stack(series_table.slices(db, uid))
     found = () if plain else splitting.parts_of(series.files)
     most = line.config.scoring.max_volumes
+    kept = found if len(found) <= most else ()
+    if list(kept) != known:
+        with line.database.begin() as db:
+            part_table.record(db, uid, series.revision, kept)
+            series_table.clear_protocol(db, [(uid, "")])
     if len(found) > most:
         raise TooManyVolumes(
             f"the series holds {splitting.told_by(found)}; at most {most} of one series are scored "
             "(scoring.max_volumes): have those that matter sent as series of their own, or raise "
             "the limit, then `dicom-node retry`"
         )
-    if list(found) != known:
-        with line.database.begin() as db:
-            part_table.record(db, uid, series.revision, found)
-            series_table.clear_protocol(db, [(uid, "")])
     return found
 
 

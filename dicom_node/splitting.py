@@ -12,7 +12,7 @@ PS3.3 C.7.6.16 (functional groups), C.7.6.16.2.2.4 (concatenations).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,16 +125,19 @@ def _names(every: Sequence[Traits]) -> list[str]:
     """Return traits in words, without the values that all volumes share."""
     kinds = [one["ImageType"].split("\\") for one in every if "ImageType" in one]
     shared = {n for n, words in enumerate(zip(*kinds, strict=False)) if len(set(words)) == 1}
+    # people write into it what they like: it is told by a number
+    agents = sorted({one["ContrastBolusAgent"] for one in every if "ContrastBolusAgent" in one})
+    said: dict[str, Callable[[str], str]] = {
+        "ImageType": lambda text: _worded(text, shared),
+        "ContrastBolusAgent": lambda text: str(agents.index(text) + 1),
+    }
     return [
-        ", ".join(
-            f"{name} {_worded(text, shared if name == 'ImageType' else set())}"
-            for name, text in one.items()
-        )
+        ", ".join(f"{name} {said.get(name, _worded)(text)}" for name, text in one.items())
         for one in every
     ]
 
 
-def _worded(text: str, left_out: set[int]) -> str:
+def _worded(text: str, left_out: Collection[int] = ()) -> str:
     """Return values in one line; a backslash would part the text that they stand in."""
     words = [word for n, word in enumerate(text.split("\\")) if n not in left_out]
     return "".join(c for c in "/".join(words or text.split("\\")) if c.isprintable())

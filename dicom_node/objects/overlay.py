@@ -43,6 +43,8 @@ _MAX_ENLARGED_PX = 1024
 _PANEL_PX = 256
 _NOTES_PX = 268
 _TOP_FINDINGS = 3
+#: characters of the name of a volume that a legend has room for
+_NAME = 40
 
 
 def default_window(voxels: NDArray[np.float32], modality: str) -> tuple[float, float]:
@@ -95,7 +97,7 @@ def legend_lines(score: ScoreSummary, number: int, n_slices: int) -> list[str]:
         f"dicom_node {__version__}   {score.encoder}",
         f"reference batch {score.batch_version}",
         # the same number of lines on every slice: pictures of one series have one size
-        f"slice {number}/{n_slices}",
+        f"slice {number}/{n_slices}" + (f" of {score.part.name[:_NAME]}" if score.part else ""),
     ]
 
 
@@ -256,7 +258,8 @@ def render_summary(
 def _title(width: int, score: ScoreSummary) -> Picture:
     """Return the strip that says what this is."""
     image = Image.new("RGB", (width, 52), BACKGROUND)
-    write_text(image, (10, 6), f"dicom_node anomaly summary   {score.protocol}", 18)
+    of_part = f"   {score.part.name[:_NAME]}" if score.part else ""
+    write_text(image, (10, 6), f"dicom_node anomaly summary   {score.protocol}{of_part}", 18)
     columns = ("axial", "coronal", "sagittal")
     for number, name in enumerate(columns):
         write_text(image, (10 + number * (_PANEL_PX + 2), 32), name, 13)

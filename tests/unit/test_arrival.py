@@ -2,7 +2,7 @@
 
 import pytest
 
-from dicom_node.arrival import Slice, has_gap, slice_of
+from dicom_node.arrival import Slice, has_gap, is_one_stack, slice_of
 
 AXIAL = "1\\0\\0\\0\\1\\0"
 SAGITTAL = "0\\1\\0\\0\\0\\-1"
@@ -55,3 +55,20 @@ def test_a_gap_is_a_step_that_is_longer_than_the_usual(places, gap):
 
 def test_slices_in_several_planes_have_no_gap():
     assert not has_gap([*stack(0, 1, 2, 9), *stack(0, 1, 2, orientation=SAGITTAL)])
+
+
+@pytest.mark.parametrize(
+    ("slices", "one"),
+    [
+        (stack(0, 1, 2, 3, 4), True),
+        (stack(3), True),
+        (stack(9, 0, 4, 1, 2), True),
+        (stack(0, 1, 1, 2), False),
+        (stack(0, 1, 1.05, 2, 3), False),
+        ([*stack(0, 1, 2, 3), None], False),
+        ([*stack(0, 1, 2, 3), *stack(7, orientation=SAGITTAL)], False),
+        ([], False),
+    ],
+)
+def test_slices_of_one_plane_at_places_of_their_own_are_one_stack(slices, one):
+    assert is_one_stack(slices) is one

@@ -11,6 +11,7 @@ from dicom_node.invariants import check
 from dicom_node.invariants.violation import Kind
 from dicom_node.jobs import Stage
 from dicom_node.result_objects import described
+from dicom_node.splitting import parts_of
 from dicom_node.status import collect_status
 from dicom_node.store import (
     job_table,
@@ -25,6 +26,7 @@ from dicom_node.store.reference_table import ADMITTED, CANDIDATE
 from dicom_node.store.tables import job
 from dicom_node.worker import Worker
 from tests.make import ledgers, lines
+from tests.make.instances import write
 from tests.make.iod import dciodvfy, faults
 from tests.make.ledgers import after
 
@@ -385,6 +387,20 @@ def test_a_long_name_leaves_room_for_the_warning():
             assert len(text) <= 64
             assert text.endswith(" (research use only)")
             assert name[:5] in text
+
+
+def test_no_free_text_of_a_header_is_in_a_name(tmp_path):
+    made = lines.echoes(1, (10, 80))
+    for n, ds in enumerate(made):
+        ds.ContrastBolusAgent = ("", "for Mrs Miller")[n // 16]
+        ds.ImageType = ["ORIGINAL", "PRIMARY", ("M", "P")[n // 16]]
+        ds.EchoTime = 10
+    found = parts_of([write(ds, tmp_path / f"{n}.dcm") for n, ds in enumerate(made)])
+    assert [part.name for part in found] == ["ImageType M", "ImageType P"]
+    for ds in made:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "M"]
+    found = parts_of([write(ds, tmp_path / f"{n}.dcm") for n, ds in enumerate(made)])
+    assert sorted(part.name for part in found) == ["ContrastBolusAgent 1", "ContrastBolusAgent 2"]
 
 
 def test_rows_of_a_series_without_parts_are_as_before(make):
