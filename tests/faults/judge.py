@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select
 
+from dicom_node.config import NodeConfig
 from dicom_node.folders import Folders
+from dicom_node.invariants import check
 from dicom_node.store.database import Database
 from dicom_node.store.tables import delivery, instance, job, member, result, score, series
 
@@ -22,18 +24,22 @@ class Witness:
     n_series: int
 
 
-def violations(folders: Folders, witness: Witness) -> list[str]:
-    """Name all that is wrong; empty is what every run must end with."""
+def violations(config: NodeConfig, witness: Witness) -> list[str]:
+    """Name all that is wrong; empty is what every run must end with.
+
+    What the node's own `verify` finds, and what it cannot know: what was acknowledged and sent.
+    """
+    folders = Folders(config.node.data_dir)
     database = Database(folders.database)
     try:
         with database.read() as db:
             found = [*_lost(witness, db, folders), *_jobs(db), *_scores(db, witness.n_series)]
-            found += [*_sent(witness, db)]
-            found += [str(row) for (row,) in db.execute(text("pragma integrity_check"))]
+            found += _sent(witness, db)
+        own = check.verify(config, database).violations
     finally:
         database.close()
-    found += [f"left half written: {path.name}" for path in folders.root.rglob("*.part")]
-    return [entry for entry in found if entry != "ok"]
+    found += [f"{one.kind}: {one.subject}: {one.text}" for one in own]
+    return found + [f"left half written: {path.name}" for path in folders.root.rglob("*.part")]
 
 
 def _lost(witness: Witness, db: Connection, folders: Folders):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dicom_node.folders import Folders
 from tests.faults.inject import KINDS, Effects
 from tests.faults.judge import Witness, violations
 from tests.faults.life import live
@@ -41,7 +40,7 @@ def wrongs(world: World) -> list[str]:
     witness = witness_of(world)
     sent = {one.uid for one in (*world.first, *world.late)}
     missing = [f"never acknowledged: {uid}" for uid in sent - witness.acknowledged.keys()]
-    return missing + violations(Folders(world.config.node.data_dir), witness)
+    return missing + violations(world.config, witness)
 
 
 def extent(kind: str, weights: Path) -> int:

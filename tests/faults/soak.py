@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from pynetdicom import AllStoragePresentationContexts, evt
 
+from dicom_node import config
 from dicom_node.association import sockets
 from dicom_node.association.contexts import storage_contexts
 from dicom_node.association.entity import application_entity
@@ -198,7 +199,10 @@ class Soak:
         self.sent_again = len(archive.kept) - len(set(archive.kept))
         self.n_objects = len(set(archive.kept))
         witness = Witness(self.sender.acknowledged, archive.kept, self.sender.n_series)
-        return [*([] if settled else ["the work did not end"]), *violations(self.folders, witness)]
+        return [
+            *([] if settled else ["the work did not end"]),
+            *violations(config.load(self.folder / "config.toml"), witness),
+        ]
 
     def _rate(self) -> float:
         """Return how many series a second the node takes from reception to delivery."""
