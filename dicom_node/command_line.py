@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from dicom_node.association import tls
+from dicom_node.association.requestor import Peer
 from dicom_node.config import NodeConfig
 from dicom_node.errors import ConfigError
 from dicom_node.folders import Folders
@@ -69,3 +71,15 @@ def database_of(settings: NodeConfig) -> Database:
     path = ledger_of(settings)
     migrate(path)
     return Database(path)
+
+
+def own_peers(settings: NodeConfig) -> list[Peer]:
+    """Return the node itself, once per port."""
+    receiver = settings.receiver
+    own, bind, found = settings.node.ae_title, receiver.bind, []
+    if receiver.plain:
+        found.append(Peer("this-node", own, bind, receiver.port))
+    if receiver.tls is not None:
+        by = tls.own_port(receiver.tls)
+        found.append(Peer("this-node-tls", own, bind, receiver.tls.port, by))
+    return found

@@ -36,7 +36,7 @@ def text_of(ds: Dataset, keyword: str) -> str:
         found = ""
     else:
         found = value if isinstance(value, str) else "\\".join(map(str, _several(value)))
-    return "".join(c for c in found if c.isprintable()).strip()
+    return "".join(c if c.isprintable() else " " for c in found).strip()
 
 
 def _several(value: object) -> list[object]:
@@ -76,3 +76,8 @@ def date_of(ds: Dataset, keyword: str) -> date | None:
         return datetime.strptime(text_of(ds, keyword).replace(".", ""), "%Y%m%d").date()  # noqa: DTZ007 - a day, of no zone
     except ValueError:
         return None
+
+
+def holds_any_text(ds: Dataset) -> bool:
+    """Return whether an answer is in a character set with every letter there is."""
+    return text_of(ds, "SpecificCharacterSet") in ("ISO_IR 192", "GB18030")

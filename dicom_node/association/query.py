@@ -24,7 +24,7 @@ from datetime import date
 from pydicom.dataset import Dataset
 
 from dicom_node import body_parts
-from dicom_node.association.answers import codes_of, count_of, date_of, text_of
+from dicom_node.association.answers import codes_of, count_of, date_of, holds_any_text, text_of
 from dicom_node.errors import ConfigError
 
 #: of a query that its values cannot be written in without
@@ -136,10 +136,10 @@ class StudyQuery:
             patient_id=text_of(ds, "PatientID"),
             accession_number=text_of(ds, "AccessionNumber"),
         )
-        unchecked = _unchecked(self._verdicts(record))
+        unchecked = _unchecked(self._verdicts(record, any_text=holds_any_text(ds)))
         return None if unchecked is None else replace(record, unchecked=unchecked)
 
-    def _verdicts(self, record: StudyRecord) -> Iterator[_Verdict]:
+    def _verdicts(self, record: StudyRecord, *, any_text: bool) -> Iterator[_Verdict]:
         if self.study_instance_uids:
             yield "StudyInstanceUID", record.study_instance_uid in self.study_instance_uids
         if self.date_from or self.date_to:
@@ -148,9 +148,11 @@ class StudyQuery:
         if self.modality:
             of, wanted = record.modalities, self.modality.upper()
             yield "ModalitiesInStudy", wanted in of if of else None
-        yield from _matched("StudyDescription", self.description, record.description)
-        yield from _matched("PatientID", self.patient_id, record.patient_id)
-        yield from _matched("AccessionNumber", self.accession_number, record.accession_number)
+        texts = (self.description, record.description)
+        yield from _matched("StudyDescription", *texts, any_text=any_text)
+        yield from _matched("PatientID", self.patient_id, record.patient_id, any_text=any_text)
+        numbers = (self.accession_number, record.accession_number)
+        yield from _matched("AccessionNumber", *numbers, any_text=any_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +202,10 @@ class SeriesQuery:
             series_number=count_of(ds, "SeriesNumber"),
             n_instances=count_of(ds, "NumberOfSeriesRelatedInstances"),
         )
-        unchecked = _unchecked(self._verdicts(record))
+        unchecked = _unchecked(self._verdicts(record, any_text=holds_any_text(ds)))
         return None if unchecked is None else replace(record, unchecked=unchecked)
 
-    def _verdicts(self, record: SeriesRecord) -> Iterator[_Verdict]:
+    def _verdicts(self, record: SeriesRecord, *, any_text: bool) -> Iterator[_Verdict]:
         if self.series_instance_uids:
             yield "SeriesInstanceUID", record.series_instance_uid in self.series_instance_uids
         if self.modality:
@@ -214,7 +216,8 @@ class SeriesQuery:
             yield "BodyPartExamined", found_part == asked_part if found_part else None
         if self.least_instances > 0 or self.most_instances is not None:
             yield "NumberOfSeriesRelatedInstances", self._holds(record.n_instances)
-        yield from _matched("SeriesDescription", self.description, record.description)
+        texts = (self.description, record.description)
+        yield from _matched("SeriesDescription", *texts, any_text=any_text)
 
     def _holds(self, n_instances: int | None) -> bool | None:
         if n_instances is None:
@@ -253,10 +256,17 @@ def _unchecked(verdicts: Iterator[_Verdict]) -> tuple[str, ...] | None:
     return tuple(keyword for keyword, verdict in found if verdict is None)
 
 
-def _matched(keyword: str, pattern: str, found: str) -> Iterator[_Verdict]:
-    """Hold a text against a pattern, where there is one."""
-    if pattern.strip("* "):
-        yield keyword, _fits(pattern, found) if found else None
+def _matched(keyword: str, pattern: str, found: str, *, any_text: bool) -> Iterator[_Verdict]:
+    """Hold a text against a pattern, where there is one.
+
+    A peer may answer in a character set that lacks the pattern's letters, and drop them: such an
+    answer says neither yes nor no.
+    """
+    if not pattern.strip("* "):
+        return
+    fits = _fits(pattern, found)
+    unsure = not found or not (fits or any_text or pattern.isascii())
+    yield keyword, None if unsure else fits
 
 
 def _fits(pattern: str, found: str) -> bool:
