@@ -2,7 +2,8 @@
 
 from contextlib import contextmanager
 
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
@@ -46,4 +47,11 @@ def answer(**values):
     ds = Dataset()
     for keyword, value in values.items():
         setattr(ds, keyword, value)
+    return ds
+
+
+def sendable(ds):
+    """An instance as the library sends it: it asks for the transfer syntax."""
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
