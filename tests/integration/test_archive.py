@@ -1,7 +1,9 @@
 """Query and retrieve: real Orthanc and DCMTK, and archives that misbehave."""
 
+import contextlib
 import json
 import subprocess
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from datetime import date
 
 import pytest
 from pydicom import dcmread, uid
+from pynetdicom.dimse_primitives import C_FIND, C_MOVE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from dicom_node.association.acceptor import Acceptor, AcceptorSettings
@@ -26,7 +29,7 @@ from dicom_node.errors import (
     RetrieveFailed,
 )
 from dicom_node.inbox import Inbox
-from dicom_node.network_config import PeerTls
+from dicom_node.network_config import PeerTls, ReceiverTls
 from dicom_node.parts.receiver import Reception
 from dicom_node.store import owed_table, series_table
 from tests.make import ledgers
@@ -72,8 +75,9 @@ def refusals(database):
 
 
 @contextmanager
-def receiving(reception, port):
-    acceptor = Acceptor(AcceptorSettings("NODE", "127.0.0.1", port, 10, 30.0, (), True), reception)
+def receiving(reception, port, tls=None):
+    settings = AcceptorSettings("NODE", "127.0.0.1", port, 10, 30.0, (), True, tls)
+    acceptor = Acceptor(settings, reception)
     acceptor.start()
     try:
         yield
@@ -152,16 +156,25 @@ def test_over_tls_orthanc_is_asked_and_sends(database, reception, tmp_path):
         "DicomTlsCertificate": str(certificate),
         "DicomTlsPrivateKey": str(key),
         "DicomTlsTrustedCertificates": str(site.certificate),
+        "DicomModalities": {
+            "node": {"AET": "NODE", "Host": "127.0.0.1", "Port": port, "UseDicomTls": True}
+        },
     }
+    receiver = ReceiverTls(port=port, certificate=ours, key=own_key, ca=site.certificate)
+    other = make_series("CT", Geometry(n_slices=2), seed=1)
     with orthanc_with(tmp_path, port, more) as at:
         by = PeerTls(ca=site.certificate, certificate=ours, key=own_key)
         peer = Peer("pacs", "ORTHANC", "127.0.0.1", at, by)
-        stored(peer, tmp_path / "out", series)
+        stored(peer, tmp_path / "out", series, other)
         [found] = find_studies(peer, "NODE", StudyQuery(modality="MR"), 30).records
         [one] = find_series(peer, "NODE", [found.study_instance_uid], SeriesQuery(), 30).records
         assert one.n_instances == 3
         done = get(peer, "NODE", Target(*one.key), WAITS, reception)
+        with receiving(reception, None, receiver):
+            moved = move(peer, "NODE", target_of(other[0]), WAITS, where="")
     assert set(done.filed) == uids(series) == here(database, series)
+    assert (moved.status, moved.counts.completed) == (0, 2)
+    assert here(database, other) == uids(other)
 
 
 @contextmanager
@@ -367,6 +380,59 @@ def test_without_a_ledger_nothing_is_taken(reception, monkeypatch):
     with archive(get=sends) as peer, pytest.raises(DatabaseUnavailable):
         get(peer, "NODE", Target("1.2"), WAITS, reception)
     assert asked == []
+
+
+def test_an_archive_that_says_the_same_for_too_long_is_given_up():
+    def same(event):
+        for _ in range(40):
+            response = C_MOVE()
+            response.MessageIDBeingRespondedTo = event.message_id
+            response.AffectedSOPClassUID = event.request.AffectedSOPClassUID
+            response.Status = 0xFF00
+            response.NumberOfRemainingSuboperations = 1
+            event.assoc.dimse.send_msg(response, event.context.context_id)
+            time.sleep(0.1)
+        yield None, None
+
+    with archive(move=same) as peer, pytest.raises(AssociationLost, match="no progress for 1 s"):
+        move(peer, "NODE", Target("1.2"), Waits(20, 1), where="")
+
+
+def test_what_comes_after_the_last_response_is_not_taken(database, reception):
+    late = sendable(make_instance())
+    answered = threading.Event()
+
+    def sends(event):
+        def store():
+            time.sleep(0.05)
+            # the association is being released, or is gone
+            with contextlib.suppress(Exception):
+                event.assoc.send_c_store(late)
+            answered.set()
+
+        threading.Thread(target=store, daemon=True).start()
+        yield 0
+
+    with archive(get=sends) as peer:
+        started = time.monotonic()
+        done = get(peer, "NODE", Target("1.2"), WAITS, reception)
+        assert time.monotonic() - started < 30
+    assert done.filed == ()
+    assert here(database, [late]) == set()
+
+
+def test_a_response_of_another_service_is_none(reception):
+    def confuses(event):
+        response = C_FIND()
+        response.MessageIDBeingRespondedTo = 1
+        response.AffectedSOPClassUID = StudyRootQueryRetrieveInformationModelFind
+        response.Status = 0x0000
+        event.assoc.dimse.send_msg(response, event.context.context_id)
+        time.sleep(1)
+        yield 0
+
+    with archive(get=confuses) as peer, pytest.raises(AssociationLost, match="C-GET"):
+        get(peer, "NODE", Target("1.2"), WAITS, reception)
 
 
 def test_an_archive_without_progress_is_given_up():
