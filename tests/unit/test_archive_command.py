@@ -137,3 +137,20 @@ def test_an_archive_that_is_not_there_is_named(call, tmp_path):
     status, _, errors = call("find", "pacs")
     assert status == 1
     assert "pacs (ARCHIVE at 127.0.0.1" in errors
+
+
+def test_check_config_and_echo_know_archives(call, monkeypatch, capsys, tmp_path):
+    call = runner(monkeypatch, capsys, tmp_path, columns=300)
+    with archive(models=["1.2.840.10008.1.1"]) as peer:
+        configure(tmp_path, peer, "move")
+        text = (tmp_path / "config.toml").read_text()
+        text = text.replace("port = 9\n", 'port = 9\nallowed_calling_ae_titles = ["MR1"]\n')
+        (tmp_path / "config.toml").write_text(text)
+        status, out, _ = call("check-config")
+        assert status == 0
+        assert f"fetches from pacs ARCHIVE at 127.0.0.1:{peer.port}, by move" in " ".join(
+            out.split()
+        )
+        assert "ARCHIVE is not in receiver.allowed_calling_ae_titles" in " ".join(out.split())
+        status, out, _ = call("echo", "pacs")
+        assert (status, "pacs: answered" in out) == (0, True)
