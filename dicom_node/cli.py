@@ -24,6 +24,7 @@ from rich.text import Text
 
 from dicom_node import (
     __version__,
+    archive_command,
     clock,
     cohort_command,
     config,
@@ -72,6 +73,7 @@ app = typer.Typer(
     help="Scores CT and MR series for anomalies beside a PACS. Research use only.",
 )
 app.add_typer(reference_command.app, name="reference")
+app.add_typer(archive_command.app, name="archive")
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("cohort")(cohort_command.cohort)
 app.command("digest")(digest_command.digest)
@@ -155,6 +157,10 @@ def check_config(config_path: ConfigPath = DEFAULT_CONFIG) -> None:
         _add_row(table, f"sends to {destination.name}", where)
     for web in settings.web_destination:
         _add_row(table, f"sends to {web.name}", f"{web.url}, DICOMweb")
+    for archive in settings.archive:
+        where = f"{archive.ae_title} at {archive.host}:{archive.port}"
+        where += f"{', over TLS' if archive.tls else ''}, by {archive.retrieve}"
+        _add_row(table, f"fetches from {archive.name}", where)
     _add_row(table, "keeps data in", settings.node.data_dir)
     _out.print(table)
     for warning in notes(settings):
@@ -172,24 +178,30 @@ def _ports(settings: NodeConfig) -> list[tuple[int, str]]:
 def echo_command(
     name: Annotated[
         str | None,
-        typer.Argument(help="A destination's name; none means this node and all of them."),
+        typer.Argument(help="A destination or an archive; none: this node and all of them."),
     ] = None,
     config_path: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
-    """Send a C-ECHO to this node and its destinations; exit status 1 when one does not answer.
+    """Send a C-ECHO to this node, its destinations and archives; exit status 1: one is silent.
 
     Example: dicom-node echo pacs
     """
     settings = config.load(config_path)
     # the node's own title calls: a PACS that knows the node answers, one that does not says so
-    peers = [*own_peers(settings), *map(peer_of, settings.destination)]
+    peers = [
+        *own_peers(settings),
+        *map(peer_of, settings.destination),
+        *map(peer_of, settings.archive),
+    ]
     asks: list[tuple[str, Callable[[], str]]] = [
         *((peer.name, partial(_echo_peer, peer, settings.node.ae_title)) for peer in peers),
         *((web.name, partial(_reach, web)) for web in settings.web_destination),
     ]
     chosen = [ask for ask in asks if name in (None, ask[0])]
     if not chosen:
-        raise ConfigError(f"no destination is named {name!r}; there are {[one for one, _ in asks]}")
+        raise ConfigError(
+            f"no destination or archive is named {name!r}; there are {[one for one, _ in asks]}"
+        )
     # all are asked, whatever the first says
     failed = [ask for ask in chosen if not _answered(*ask)]
     raise typer.Exit(1 if failed else 0)

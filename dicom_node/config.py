@@ -23,6 +23,7 @@ from dicom_node.config_types import AETitle, Bytes, Port, Scale, Seconds, Sectio
 from dicom_node.errors import ConfigError
 from dicom_node.network_config import (
     AnyDestination,
+    Archive,
     Destination,
     KnownPeer,
     Receiver,
@@ -30,7 +31,7 @@ from dicom_node.network_config import (
 )
 from dicom_node.protocol_config import Protocol
 
-_Tls = TypeVar("_Tls", Receiver, Destination, KnownPeer)
+_Tls = TypeVar("_Tls", Receiver, Destination, Archive, KnownPeer)
 
 
 class Node(Section):
@@ -211,11 +212,16 @@ class NodeConfig(Section):
     protocol: tuple[Protocol, ...] = ()
     destination: tuple[Destination, ...] = ()
     web_destination: tuple[WebDestination, ...] = ()
+    archive: tuple[Archive, ...] = ()
     peer: tuple[KnownPeer, ...] = ()
 
     @model_validator(mode="after")
     def _names_unique(self) -> NodeConfig:
-        for kind, parts in (("protocol", self.protocol), ("destination", self.destinations)):
+        for kind, parts in (
+            ("protocol", self.protocol),
+            ("destination", self.destinations),
+            ("archive", self.archive),
+        ):
             names = [part.name for part in parts]
             if len(set(names)) != len(names):
                 raise ValueError(f"two [[{kind}]] have one name: {names}")
@@ -238,6 +244,15 @@ class NodeConfig(Section):
             if protocol.name == name:
                 return protocol
         raise ConfigError(f"no [[protocol]] is named {name!r}")
+
+    def archive_named(self, name: str) -> Archive:
+        """Return the archive called `name`; raises ConfigError that lists those there are."""
+        for archive in self.archive:
+            if archive.name == name:
+                return archive
+        raise ConfigError(
+            f"no [[archive]] is named {name!r}; there are {[one.name for one in self.archive]}"
+        )
 
 
 def load(path: Path) -> NodeConfig:
@@ -289,6 +304,7 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
             "encoder": encoder,
             "protocol": protocols,
             "receiver": _with_tls(config.receiver, folder),
+            "archive": tuple(_with_tls(entry, folder) for entry in config.archive),
             "peer": tuple(_with_tls(entry, folder) for entry in config.peer),
             "destination": tuple(_with_tls(entry, folder) for entry in config.destination),
             "web_destination": tuple(

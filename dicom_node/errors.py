@@ -25,7 +25,8 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     ├── DeliveryError (.destination)   RETRY   AssociationRefused, AssociationLost,
     │                                          ContextNotAccepted, StoreFailed (.status),
     │                                          FileUnreadable, CommitmentRefused (.status),
-    │                                          QueryFailed (.status)
+    │                                          QueryFailed (.status),
+    │                                          RetrieveFailed (.status)
     └── StoreError                     RETRY   InboxFull (.status 0xA700), DatabaseUnavailable
 """
 
@@ -231,6 +232,12 @@ class CommitmentRefused(DeliveryError):
 
 class QueryFailed(DeliveryError):
     """The destination answered a query (C-FIND) with a failure status."""
+
+    status: int = 0
+
+
+class RetrieveFailed(DeliveryError):
+    """The archive answered a retrieval (C-MOVE, C-GET) with a failure status."""
 
     status: int = 0
 

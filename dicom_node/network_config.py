@@ -1,4 +1,4 @@
-"""``[receiver]``, ``[[destination]]`` and ``[[peer]]``: who is on the other end of the wire."""
+"""``[receiver]``, ``[[destination]]``, ``[[archive]]``, ``[[peer]]``: who is on the other end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from dicom_node.config_types import AETitle, Port, Seconds, Section
 
 #: registered with IANA for DICOM over TLS (PS3.15 B.12 names no port of its own)
 TLS_PORT = 2762
+
+#: how the configuration, the command line and messages call it
+PeerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
 
 class ReceiverTls(Section):
@@ -64,7 +67,7 @@ class Receiver(Section):
 
 
 class PeerTls(Section):
-    """``[destination.tls]``, ``[peer.tls]``: associations to it go over TLS; files are PEM."""
+    """``[destination.tls]``, ``[archive.tls]``, ``[peer.tls]``: to it over TLS; files are PEM."""
 
     #: who must have signed its certificate; the system's authorities where it is left out
     ca: Path | None = None
@@ -93,10 +96,26 @@ class KnownPeer(Section):
     tls: PeerTls | None = None
 
 
+class Archive(Section):
+    """``[[archive]]``: a PACS that is asked for what it holds, and that series are fetched from."""
+
+    name: PeerName
+    ae_title: AETitle
+    host: str
+    port: Port
+    #: for the connection and for each answer to a query
+    timeout: Seconds = 30.0
+    #: a retrieval is given up after this long without progress: an archive may read from tape
+    retrieve_timeout: Seconds = 600.0
+    #: "move": it sends to the node's receiver; "get": on the association that asks
+    retrieve: Literal["move", "get"] = "move"
+    tls: PeerTls | None = None
+
+
 class LaneSettings(Section):
     """What every kind of destination has: its name, and how long to try."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    name: PeerName
     #: for the connection and for each answer
     timeout: Seconds = 30.0
     #: the wait after the first failure; it doubles up to the next

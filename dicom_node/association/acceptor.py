@@ -26,7 +26,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
-from dicom_node.association import sockets, tls, tls_server
+from dicom_node.association import sockets, storing, tls, tls_server
 from dicom_node.association.commitment import Report, take_report
 from dicom_node.association.commitment_reports import Line, Request, take_request
 from dicom_node.association.contexts import (
@@ -36,22 +36,16 @@ from dicom_node.association.contexts import (
     readable,
 )
 from dicom_node.association.entity import application_entity
-from dicom_node.errors import InstanceRejected, NodeError, PartFailed, StoreError, StoreStatus
+from dicom_node.association.storing import StorageEvents
+from dicom_node.errors import NodeError, PartFailed, StoreStatus
 from dicom_node.network_config import ReceiverTls
-from dicom_node.series import ReceivedInstance
 
 _log = logging.getLogger(__name__)
 
-#: Error: Cannot understand (PS3.4 B.2.3, Cxxx); told apart from 0xC000, which blames the data set
-HANDLER_FAILED = 0xC211
-#: Error Comment (0000,0902) is LO (PS3.5 6.2)
-_COMMENT_CHARS = 64
 #: a sender that proposes more than this proposes all it knows, not what it is about to send
 _FEW_CLASSES = 8
 #: for associations to end by themselves when the acceptor stops
 _GRACE_S = 2.0
-#: disk or quota: both pass when somebody makes room, so the sender is asked to come again
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ACCEPTED = ", ".join(uid.name for uid in (*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES))
 
 
@@ -75,31 +69,8 @@ class AcceptorSettings:
     tls: ReceiverTls | None = None
 
 
-class AssociationEvents(Protocol):
-    """What the acceptor tells the node; called from the association's own thread.
-
-    Several associations call at once, so an implementation must be safe to call from many threads.
-    """
-
-    def association_opened(self, calling_ae_title: str, peer_host: str) -> int:
-        """Record an association; returns its ledger number.
-
-        The AE title is as the peer sent it, without padding: a claim, not an identity.
-        """
-
-    def association_closed(self, association_id: int) -> None:
-        """Record its end: released, aborted or lost; called once, after its last instance."""
-
-    def instance_received(self, received: ReceivedInstance) -> None:
-        """Take one instance; returning means that it is safe, raising decides the status.
-
-        Raises
-        ------
-        InstanceRejected
-            The instance is at fault: its own status goes back (0xA900, 0xC000).
-        StoreError
-            There is no room or no ledger at the moment: 0xA700, the sender may come again.
-        """
+class AssociationEvents(StorageEvents, Protocol):
+    """What the acceptor tells the node; called from the association's own thread."""
 
     def commitment_reported(self, report: Report) -> bool:
         """Record what a destination commits to; returns whether it was asked.
@@ -115,9 +86,6 @@ class AssociationEvents(Protocol):
 
     def commitment_told(self, number: int, *, told: bool) -> None:
         """Record that the sender took its report, or that it must be told elsewhere."""
-
-    def refused(self, calling_ae_title: str, peer_host: str, reason: str) -> None:
-        """Record a refused association, SOP Class or instance; `reason` may quote the wire."""
 
 
 @dataclass(slots=True)
@@ -348,7 +316,9 @@ class Acceptor:
         link = None
         try:
             link = self._link(event.assoc)
-            self._events.instance_received(_received(event, link))
+            self._events.instance_received(
+                storing.received_instance(event, link.number, link.calling_ae_title)
+            )
             link.n_instances += 1
         except Exception as error:  # noqa: BLE001  # a boundary: the peer must get an answer
             return self._failure(event, link, error)
@@ -356,20 +326,10 @@ class Acceptor:
 
     def _failure(self, event: Event, link: _Link | None, error: Exception) -> Dataset:
         """Answer with the status that tells the sender whose fault it is."""
-        uid = str(event.request.AffectedSOPInstanceUID)
-        status, comment = _status_of(error)
-        if isinstance(error, NodeError) or status != HANDLER_FAILED:
-            _log.warning("instance %s refused with 0x%04X: %s", uid, status, error)
-        else:
-            _log.error("instance %s: the node failed", uid, exc_info=error)
+        refusal = storing.refuse(event, error)
         if link is not None:
-            # of a full disk one line per association is enough: it names no instance
-            whose = f" {uid}" if isinstance(error, InstanceRejected) else "s"
-            self._report(link, f"instance{whose} refused with 0x{status:04X}: {comment}")
-        answer = Dataset()
-        answer.Status = status
-        answer.ErrorComment = _as_long_string(comment)
-        return answer
+            self._report(link, refusal.reason)
+        return refusal.response()
 
     def _report(self, link: _Link, reason: str) -> None:
         """Report a reason once per association, however many instances it strikes."""
@@ -382,36 +342,6 @@ class Acceptor:
             self._events.refused(calling_ae_title, peer_host, reason)
         except NodeError:  # the refusal stands, whether or not the ledger can take it
             _log.exception("a refusal was not recorded: %s", reason)
-
-
-def _received(event: Event, link: _Link) -> ReceivedInstance:
-    """Take the instance off the event, its data set as the bytes that came."""
-    request = event.request
-    return ReceivedInstance(
-        association_id=link.number,
-        calling_ae_title=link.calling_ae_title,
-        affected_sop_class_uid=str(request.AffectedSOPClassUID),
-        affected_sop_instance_uid=str(request.AffectedSOPInstanceUID),
-        transfer_syntax_uid=str(event.context.transfer_syntax),
-        encoded=event.encoded_dataset(include_meta=False),
-    )
-
-
-def _status_of(error: Exception) -> tuple[int, str]:
-    """Return status and comment; a fault of ours is not explained to the sender."""
-    if isinstance(error, InstanceRejected):
-        return int(error.status), str(error)
-    if isinstance(error, StoreError):  # full or locked: the sender may try again later
-        return int(StoreStatus.OUT_OF_RESOURCES), str(error)
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return int(StoreStatus.OUT_OF_RESOURCES), "the disk of the node is full"
-    return HANDLER_FAILED, "the node failed; its log says why"
-
-
-def _as_long_string(text: str) -> str:
-    r"""Make any text a value of LO: one line of ASCII, no backslash, at most 64 characters."""
-    line = " ".join(text.split()).replace("\\", "/")
-    return line.encode("ascii", "replace").decode("ascii")[:_COMMENT_CHARS].strip()
 
 
 def _refused_contexts(assoc: Association) -> tuple[str, int]:

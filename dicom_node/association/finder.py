@@ -1,22 +1,101 @@
-"""The Query SCU: which instances of a series a peer knows, in the study they belong to.
+"""The Query SCU: which studies, series and instances a peer knows.
+
+Each level is asked for within the one above it; no relational queries, hence nothing to negotiate.
 
 References
 ----------
-PS3.4 C.4.1 (C-FIND), C.6.2 (Study Root), C.2.2.2 (matching); PS3.7 9.1.2.
+PS3.4 C.4.1 (C-FIND), C.6.2 (Study Root), C.2.2.2 (matching); PS3.7 9.1.2 and 9.3.2.3 (C-CANCEL).
 """
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, TypeVar
 
 from pydicom.dataset import Dataset
 from pynetdicom import build_context
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
+from dicom_node.association.answers import text_of
+from dicom_node.association.operations import PENDING, SUCCESS, Response, meaning, responses
+from dicom_node.association.query import (
+    SeriesQuery,
+    SeriesRecord,
+    StudyQuery,
+    StudyRecord,
+)
 from dicom_node.association.requestor import Peer, open_association
 from dicom_node.errors import AssociationLost, ContextNotAccepted, QueryFailed
 
-#: the last response; a match, and one whose optional keys were not all supported (PS3.4 C.4.1.1.4)
-_SUCCESS, _PENDING = 0x0000, (0xFF00, 0xFF01)
+_Record = TypeVar("_Record", StudyRecord, SeriesRecord)
+#: takes a match; returns False when it wants no more
+_Take = Callable[[Dataset], bool]
+_MODEL = StudyRootQueryRetrieveInformationModelFind
+#: a match whose optional keys were not all supported (PS3.4 C.4.1.1.4)
+_KEYS_UNSUPPORTED = 0xFF01
+#: matches that are kept at most unless somebody says otherwise
+LIMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[_Record]):
+    """What a query found."""
+
+    records: tuple[_Record, ...]
+    #: there is more than the limit; the rest was cancelled
+    cut: bool = False
+    #: the peer said of a match that it does not support all keys (0xFF01)
+    keys_unsupported: bool = False
+
+
+def find_studies(
+    peer: Peer, calling_ae_title: str, query: StudyQuery, timeout_s: float, *, limit: int = LIMIT
+) -> Found[StudyRecord]:
+    """Return the studies that are as asked for, each once, in the peer's order.
+
+    Parameters
+    ----------
+    timeout_s
+        For the connection, and again for each answer.
+    limit
+        Of studies; beyond it the query is cancelled.
+
+    Raises
+    ------
+    AssociationRefused, AssociationLost, ContextNotAccepted, QueryFailed
+        As `find_instances`.
+    """
+    kept: _Kept[StudyRecord] = _Kept(limit)
+    with _asking(peer, calling_ae_title, timeout_s) as line:
+        line.ask(query.identifier(), lambda ds: kept.add(query.record_of(ds)))
+    return kept.found(line)
+
+
+def find_series(
+    peer: Peer,
+    calling_ae_title: str,
+    study_instance_uids: Sequence[str],
+    query: SeriesQuery,
+    timeout_s: float,
+    *,
+    limit: int = LIMIT,
+) -> Found[SeriesRecord]:
+    """Return the series of these studies that are as asked for, over one association.
+
+    One question per study; parameters, limit (of all series together) and errors are those of
+    `find_studies`.
+    """
+    kept: _Kept[SeriesRecord] = _Kept(limit)
+    with _asking(peer, calling_ae_title, timeout_s) as line:
+        for uid in study_instance_uids:
+            if not kept.cut:
+                line.ask(query.identifier(uid), _taker(query, uid, kept))
+    return kept.found(line)
 
 
 def find_instances(
@@ -42,48 +121,117 @@ def find_instances(
     QueryFailed
         It answered with a failure; ``status`` is that of the response.
     """
-    contexts = [build_context(StudyRootQueryRetrieveInformationModelFind)]
-    with open_association(peer, calling_ae_title, contexts, timeout_s) as assoc:
-        if not assoc.accepted_contexts:
-            raise ContextNotAccepted(
-                f"{peer} answers no queries (Study Root C-FIND): enable them there, or set "
-                "verify = false for this destination",
-                destination=peer.name,
-            )
-        return {of: _instances(assoc, peer, *of) for of in series}
+    with _asking(peer, calling_ae_title, timeout_s) as line:
+        return {of: _instances(line, *of) for of in series}
 
 
-def _instances(assoc: Association, peer: Peer, study_uid: str, series_uid: str) -> set[str]:
-    """Return the SOP Instance UIDs of one series."""
-    found = set()
-    try:
-        for status, match in assoc.send_c_find(
-            _query(study_uid, series_uid), StudyRootQueryRetrieveInformationModelFind
-        ):
-            if "Status" not in status:
-                raise _lost(peer)
-            if status.Status in _PENDING and match is not None:
-                found.add(str(match.get("SOPInstanceUID", "")))
-            elif status.Status != _SUCCESS:
-                raise QueryFailed(
-                    f"{peer} answered C-FIND with 0x{status.Status:04X}",
-                    destination=peer.name,
-                    status=int(status.Status),
-                )
-    except RuntimeError as error:  # the association ended between two questions
-        raise _lost(peer) from error
-    return found
-
-
-def _query(study_uid: str, series_uid: str) -> Dataset:
-    """Return the identifier: the unique keys of the levels above, and universal matching."""
+def _instances(line: _Line, study_uid: str, series_uid: str) -> set[str]:
+    """Return the SOP Instance UIDs of one series: unique keys of the levels above, all below."""
     ds = Dataset()
     ds.QueryRetrieveLevel = "IMAGE"
     ds.StudyInstanceUID = study_uid
     ds.SeriesInstanceUID = series_uid
     ds.SOPInstanceUID = ""
-    return ds
+    found: set[str] = set()
+
+    def take(match: Dataset) -> bool:
+        found.add(text_of(match, "SOPInstanceUID"))
+        return True
+
+    line.ask(ds, take)
+    return found - {""}
 
 
-def _lost(peer: Peer) -> AssociationLost:
-    return AssociationLost(f"{peer} did not answer a query (C-FIND)", destination=peer.name)
+def _taker(query: SeriesQuery, study_uid: str, kept: _Kept[SeriesRecord]) -> _Take:
+    return lambda ds: kept.add(query.record_of(ds, study_uid))
+
+
+class _Kept(Generic[_Record]):
+    """The records so far."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # by their UIDs: some peers repeat a study for each of its modalities
+        self._records: dict[tuple[str, ...], _Record] = {}
+        self.cut = False
+
+    def add(self, record: _Record | None) -> bool:
+        """Keep a record unless it is None; False when there are too many."""
+        if record is None or record.key in self._records:
+            return True
+        if len(self._records) >= self._limit:
+            self.cut = True
+            return False
+        self._records[record.key] = record
+        return True
+
+    def found(self, line: _Line) -> Found[_Record]:
+        return Found(tuple(self._records.values()), self.cut, line.keys_unsupported)
+
+
+class _Line:
+    """An association that questions go over, one after the other."""
+
+    def __init__(self, assoc: Association, peer: Peer, timeout_s: float) -> None:
+        self._assoc = assoc
+        self._peer = peer
+        self._timeout_s = timeout_s
+        self._numbers = count(1)
+        self.keys_unsupported = False
+
+    def ask(self, identifier: Dataset, take: _Take) -> None:
+        """Send one query and hand each match to `take`; raises QueryFailed, AssociationLost."""
+        # Message ID (0000,0110) is US
+        number = next(self._numbers) % 65535 + 1
+
+        def send() -> Iterator[Response]:
+            answers: Iterator[Response] = self._assoc.send_c_find(identifier, _MODEL, number)
+            return answers
+
+        answers = responses(self._assoc, self._peer, "a query (C-FIND)", send)
+        for status, match in answers:
+            if status.Status not in PENDING:
+                self._ended(status)
+                return
+            self.keys_unsupported |= status.Status == _KEYS_UNSUPPORTED
+            # what cannot be decoded is no match, and costs only itself
+            if match is not None and not take(match):
+                self._cancel(number, answers)
+                return
+
+    def _ended(self, status: Dataset) -> None:
+        if status.Status != SUCCESS:
+            raise QueryFailed(
+                f"{self._peer} answered C-FIND with {meaning(status)}",
+                destination=self._peer.name,
+                status=int(status.Status),
+            )
+
+    def _cancel(self, number: int, answers: Iterator[Response]) -> None:
+        """Cancel, and read to the end of the answers; a peer that does not end is hung up on."""
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            self._assoc.send_c_cancel(number, query_model=_MODEL)
+            for status, _ in answers:
+                if status.Status not in PENDING:
+                    return
+                if time.monotonic() > deadline:
+                    break
+        except (AssociationLost, RuntimeError):
+            pass  # what was wanted has come
+        if self._assoc.is_established:
+            self._assoc.abort()
+
+
+@contextmanager
+def _asking(peer: Peer, calling_ae_title: str, timeout_s: float) -> Iterator[_Line]:
+    """Open an association for queries; raises ContextNotAccepted where the peer takes none."""
+    contexts = [build_context(_MODEL)]
+    with open_association(peer, calling_ae_title, contexts, timeout_s) as assoc:
+        if not assoc.accepted_contexts:
+            raise ContextNotAccepted(
+                f"{peer} answers no queries (Study Root C-FIND): enable them there, or, of a "
+                "destination, set verify = false",
+                destination=peer.name,
+            )
+        yield _Line(assoc, peer, timeout_s)

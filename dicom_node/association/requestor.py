@@ -40,7 +40,7 @@ from dicom_node.errors import (
     FileUnreadable,
     StoreFailed,
 )
-from dicom_node.network_config import Destination, PeerTls
+from dicom_node.network_config import Archive, Destination, PeerTls
 
 #: stored, with a remark, like Bxxx (PS3.4 B.2.3; PS3.7 C.4)
 _WARNINGS = (0x0001, 0x0107, 0x0116)
@@ -84,9 +84,8 @@ class _Outgoing:
     transfer_syntax_uid: str
 
 
-def peer_of(destination: Destination) -> Peer:
-    """Return a destination of the configuration as the other end of an association."""
-    of = destination
+def peer_of(of: Destination | Archive) -> Peer:
+    """Return a destination or an archive of the configuration as the other end."""
     return Peer(of.name, of.ae_title, of.host, of.port, of.tls)
 
 

@@ -75,6 +75,9 @@ def check(config: NodeConfig) -> None:
     for destination in config.destination:
         if destination.tls is not None:
             client_context(destination.tls, f"destination {destination.name}")
+    for archive in config.archive:
+        if archive.tls is not None:
+            client_context(archive.tls, f"archive {archive.name}")
     for web in config.web_destination:
         files = PeerTls(ca=web.ca, certificate=web.certificate, key=web.key)
         client_context(files, f"web_destination {web.name}")

@@ -54,6 +54,7 @@ def sections(settings: NodeConfig) -> list[Files]:
         load = partial(tls.server_context, own)
         found.append(Files("receiver.tls", own.certificate, own.key, own.ca, load))
     named = [(f"destination {of.name}", of.tls) for of in settings.destination]
+    named += [(f"archive {of.name}", of.tls) for of in settings.archive]
     named += [(f"peer {of.ae_title}", of.tls) for of in settings.peer]
     named += [(f"web_destination {of.name}", _of_web(of)) for of in settings.web_destination]
     for section, files in named:

@@ -16,9 +16,10 @@ _LIMIT_S = 30.0
 
 
 def checks(settings: NodeConfig) -> list[Check]:
-    """Return a check of every destination, every DICOMweb server and every peer."""
+    """Return a check of every destination, archive, DICOMweb server and peer."""
     own = settings.node.ae_title
     called = [(f"destination {of.name}", peer_of(of)) for of in settings.destination]
+    called += [(f"archive {of.name}", peer_of(of)) for of in settings.archive]
     called += [
         (f"peer {of.ae_title}", Peer(of.ae_title, of.ae_title, of.host, of.port, of.tls))
         for of in settings.peer

@@ -22,7 +22,14 @@ def notes(settings: NodeConfig) -> list[str]:
         found.append("there is no [[destination]]: results stay on this machine")
     if not settings.receiver.allowed_calling_ae_titles:
         found.append("receiver.allowed_calling_ae_titles is empty: any caller may store")
-    return found
+    return found + [
+        f"archive {one.name} sends by C-MOVE, and {one.ae_title} is not in "
+        "receiver.allowed_calling_ae_titles"
+        for one in settings.archive
+        if one.retrieve == "move"
+        and settings.receiver.allowed_calling_ae_titles
+        and one.ae_title not in settings.receiver.allowed_calling_ae_titles
+    ]
 
 
 def checks(settings: NodeConfig, config_path: Path) -> list[Check]:

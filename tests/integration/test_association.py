@@ -18,9 +18,10 @@ from pynetdicom import AE, build_context
 from pynetdicom.dimse_primitives import C_STORE
 
 from dicom_node.association import sockets
-from dicom_node.association.acceptor import HANDLER_FAILED, Acceptor, AcceptorSettings
+from dicom_node.association.acceptor import Acceptor, AcceptorSettings
 from dicom_node.association.collector import StorageCollector
 from dicom_node.association.requestor import Peer, echo, send
+from dicom_node.association.storing import HANDLER_FAILED
 from dicom_node.errors import (
     AssociationRefused,
     ContextNotAccepted,

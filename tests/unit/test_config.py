@@ -27,6 +27,7 @@ SHOWN = {
     ("protocol.match", "slice_spacing_mm"),
 }
 PROTOCOL = '[[protocol]]\nname = "p"\n{}\n[protocol.match]\nmodality = "MR"\n'
+ARCHIVE = '[[archive]]\nname = "d"\nae_title = "A"\nhost = "h"\nport = 4242\n{}\n'
 DESTINATION = '[[destination]]\nname = "d"\nae_title = "A"\nhost = "h"\nport = 4242\n{}\n'
 
 
@@ -144,7 +145,7 @@ def test_keys_that_the_example_leaves_out_have_no_default_or_none():
 
 def optional(place):
     """Whether it is of a section that the example shows as a comment."""
-    return place[0] in {"peer", "web_destination"} or place[0].endswith(".tls")
+    return place[0] in {"archive", "peer", "web_destination"} or place[0].endswith(".tls")
 
 
 def test_a_section_that_is_commented_out_shows_its_defaults():
@@ -305,6 +306,8 @@ REFUSED = [
     (PROTOCOL.format("") * 2, "file", r"two \[\[protocol\]\] have one name: \['p', 'p'\]"),
     (DESTINATION.format("") * 2, "file", r"two \[\[destination\]\] have one name"),
     ('[[destination]]\nname = "d"', "destination.0.port", "required"),
+    (ARCHIVE.format("") * 2, "file", r"two \[\[archive\]\] have one name"),
+    (ARCHIVE.format('retrieve = "c-move"'), "archive.0.retrieve", "'move' or 'get'"),
     (DESTINATION.format('retry_first = "0 s"'), "destination.0.retry_first", "greater than 0"),
     (DESTINATION.format('give_up = "9999 d"'), "destination.0.give_up", "less than or equal to"),
 ]
@@ -315,6 +318,13 @@ def test_a_refusal_names_the_file_the_key_and_what_to_write(folder, text, key, r
     said = [line.removeprefix(f"{key}: ") for line in fault(folder, text) if f"{key}: " in line]
     assert len(said) == 1, fault(folder, text)
     assert re.search(remedy, said[0]), said
+
+
+def test_an_archive_may_have_the_name_of_a_destination_and_is_found_by_it(folder):
+    found = read(folder, DESTINATION.format("") + ARCHIVE.format('retrieve = "get"'))
+    assert found.archive_named("d").retrieve == "get"
+    with pytest.raises(ConfigError, match=r"no \[\[archive\]\] is named 'e'; there are \['d'\]"):
+        found.archive_named("e")
 
 
 def test_every_fault_of_a_file_is_named_at_once(folder):
@@ -356,10 +366,10 @@ def test_a_key_with_a_slip_of_the_pen_is_led_back_to_the_right_one(folder, place
     slip = key[:-1] + key[-1] * 2
     head = (
         f"[[{table}]]"
-        if table in {"protocol", "destination", "web_destination", "peer"}
+        if table in {"protocol", "destination", "web_destination", "archive", "peer"}
         else f"[{table}]"
     )
-    if table in {"protocol.match", "destination.tls", "peer.tls"}:
+    if table in {"protocol.match", "destination.tls", "archive.tls", "peer.tls"}:
         head = f'[[{table.split(".")[0]}]]\nname = "p"\n[{table}]'
     said = [line for line in fault(folder, f"{head}\n{slip} = 1") if slip in line.split(": ")[0]]
     assert len(said) == 1
