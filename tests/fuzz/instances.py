@@ -38,7 +38,13 @@ class Found:
     #: (number of the seed, what it was) of each fault
     faults: list = field(default_factory=list)
     slowest_s: float = 0.0
-    grown_mib: float = 0.0
+    #: once caches have filled, and at the end
+    before_mib: float = 0.0
+    after_mib: float = 0.0
+
+    @property
+    def grown_mib(self):
+        return self.after_mib - self.before_mib
 
 
 def memory_mib():
@@ -66,7 +72,7 @@ def run(n, folder: Path, first_seed=0, build_every=10):
     inbox, sources = Inbox(folder / "inbox", 0), corpus()
     rest = _rest_of_series(folder / "inbox" / "rest")
     others = [data for _, _, data in sources]
-    found, before = Found(), None
+    found = Found()
     for number in range(first_seed, first_seed + n):
         rng = np.random.default_rng(number)
         syntax, ds, data = sources[int(rng.integers(len(sources)))]
@@ -75,8 +81,8 @@ def run(n, folder: Path, first_seed=0, build_every=10):
             made = replace(made, affected_sop_instance_uid=str(ds.SOPInstanceUID)[:-1] + "9")
         _one(number, inbox, made, folder, found, rest if number % build_every == 0 else None)
         if number - first_seed == n // 4:  # caches have filled by then
-            before = memory_mib()
-    found.grown_mib = memory_mib() - (before if before is not None else memory_mib())
+            found.before_mib = memory_mib()
+    found.after_mib = memory_mib()
     found.faults += outside_of_inbox(folder)
     return found
 
