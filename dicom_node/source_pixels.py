@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
 from pydicom.pixels.utils import pixel_array
 
 from dicom_node.errors import UnsupportedPixels
@@ -29,8 +30,27 @@ LOSSY = {
     uid.JPEG2000,
     uid.HTJ2K,
 }
+#: for which pydicom would ask GDCM where the better decoders have failed
+_NOT_BY_GDCM = (
+    *(uid.JPEGLSLossless, uid.JPEGLSNearLossless),
+    *(uid.JPEG2000Lossless, uid.JPEG2000),
+)
 #: no image is decoded without them, and nothing says what they would be
 _NEEDED = ("Rows", "Columns", "BitsAllocated")
+
+
+def _leave_out_gdcm() -> None:
+    """Let GDCM decode nothing that others can.
+
+    On damaged JPEG-LS it throws what no binding catches, and the whole process is aborted.
+    """
+    for syntax in _NOT_BY_GDCM:
+        decoder = get_decoder(syntax)
+        if "gdcm" in decoder.available_plugins and len(decoder.available_plugins) > 1:
+            decoder.remove_plugin("gdcm")
+
+
+_leave_out_gdcm()
 
 
 def prepare(ds: Dataset) -> None:

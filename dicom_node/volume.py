@@ -141,7 +141,7 @@ def build(files: Sequence[Path]) -> Volume:
     -----
     Memory peaks at six times the 16-bit pixels: encoded, decoded, and twice as float32.
     """
-    with _unvalidated():
+    with _unvalidated(), _panic_refused():
         try:
             datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
             _check_consistent(datasets)
@@ -169,6 +169,20 @@ def _unvalidated() -> Iterator[None]:
     """
     with config.disable_value_validation():
         yield
+
+
+@contextmanager
+def _panic_refused() -> Iterator[None]:
+    """Make the panic of a decoder written in Rust a refusal: it is no Exception, and ends a worker.
+
+    Its class cannot be imported from anywhere (pyo3 makes it when it is raised first).
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnsupportedPixels(f"the pixel data cannot be decoded: {error}") from error
 
 
 def _check_consistent(datasets: Sequence[Dataset]) -> None:

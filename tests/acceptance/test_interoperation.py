@@ -1,4 +1,4 @@
-"""A whole node and a real Orthanc, over TLS in both directions: what each sends, asks and is told."""
+"""A whole node and a real Orthanc over TLS, in both directions: what each sends and is told."""
 
 import json
 import time
@@ -139,9 +139,9 @@ def sent(both, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(both, sent):
+def results(both, sent):  # noqa: ARG001 - after it
     """What became of the objects that the node made of them, once all are found again."""
-    node, pacs = both
+    node, _ = both
     node.wait_for(
         lambda s: (
             s["jobs"].get("report done", 0) == N_SERIES

@@ -37,6 +37,7 @@ class Found:
     outcomes: Counter = field(default_factory=Counter)
     #: (number of the seed, what it was) of each fault
     faults: list = field(default_factory=list)
+    #: of the processor, where a machine has other work: an instance waits for nothing else
     slowest_s: float = 0.0
     #: once caches have filled, and at the end
     before_mib: float = 0.0
@@ -99,7 +100,7 @@ def _rest_of_series(folder):
 
 
 def _one(number, inbox, made, folder, found, rest):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         filed = inbox.file_instance(made)
         found.outcomes["filed"] += 1
@@ -113,9 +114,11 @@ def _one(number, inbox, made, folder, found, rest):
         found.outcomes[f"{type(error).__name__} 0x{error.status:04X}"] += 1
     except StoreError as error:
         found.faults.append((number, repr(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is a fault
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a decoder's panic is no Exception
         found.faults.append((number, repr(error)))
-    taken = time.perf_counter() - start
+    taken = time.process_time() - start
     found.slowest_s = max(found.slowest_s, taken)
     if taken > LIMIT_S:
         found.faults.append((number, f"took {taken:.1f} s"))
