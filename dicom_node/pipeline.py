@@ -61,6 +61,7 @@ def tokenize(line: Line, uid: str, progress: Progress) -> str:
     founded, or there is no body in it.
     """
     series, name = line.series(uid)
+    line.refuse_own(uid)
     source = volume.build(series.files)
     claimed = line.protocols.claim(source.headers[0], source.spacing_mm)
     with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol
