@@ -14,7 +14,7 @@ the ledger and the sender: they name UIDs and attributes, never a patient.
     │   │                                      UnreadableDataSet
     │   └── SeriesRejected                     InconsistentSeries, IrregularGeometry,
     │                                          TooManyVolumes, UnsupportedPixels,
-    │                                          NoMatchingProtocol, NotScorable,
+    │                                          NoMatchingProtocol, NotScorable, OwnResult,
     │                                          EmptyForeground, RegistrationFailed
     ├── InsufficientReference          WAIT    re-run when the batch has grown
     ├── TokenSpaceMismatch             WAIT    a batch of another fingerprint: rebuild one
@@ -135,6 +135,10 @@ class NoMatchingProtocol(SeriesRejected):
 
 class NotScorable(SeriesRejected):
     """The series holds no CT or MR image; it was filed and is not scored."""
+
+
+class OwnResult(SeriesRejected):
+    """The series is a result of dicom_node that came back; it is never scored."""
 
 
 class EmptyForeground(SeriesRejected):

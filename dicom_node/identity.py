@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from uuid import NAMESPACE_OID, uuid5
 
+from pydicom import uid
+
 from dicom_node import __version__
 
 MANUFACTURER = "dicom_node"
 MODEL_NAME = "dicom_node anomaly detection"
+#: of results that are no images like a scanner's: nobody else's objects of these are taken
+RESULT_SOP_CLASSES = (
+    uid.SegmentationStorage,
+    uid.Comprehensive3DSRStorage,
+    uid.ParametricMapStorage,
+    uid.GrayscaleSoftcopyPresentationStateStorage,
+    uid.KeyObjectSelectionDocumentStorage,
+)
 #: burned into every picture, written into every description
 RESEARCH_ONLY = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 
@@ -29,3 +39,15 @@ IMPLEMENTATION_CLASS_UID = derived_uid(MANUFACTURER, "implementation class")
 IMPLEMENTATION_VERSION_NAME = f"DICOMNODE_{__version__}"[:16]
 #: the same for every node: whoever receives an object can know that a node made it
 INSTANCE_CREATOR_UID = derived_uid(MANUFACTURER, "instance creator")
+
+
+def is_own(creator_uid: str, manufacturer: str, model: str) -> bool:
+    """Tell whether an object says that a node made it: this one or another, of any version.
+
+    A PACS that anonymises or re-tags drops the Instance Creator UID (0008,0014) and keeps the
+    equipment (0008,0070) and (0008,1090), or the other way round.
+    """
+    return creator_uid == INSTANCE_CREATOR_UID or (manufacturer, model) == (
+        MANUFACTURER,
+        MODEL_NAME,
+    )

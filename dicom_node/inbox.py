@@ -16,6 +16,7 @@ import re
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -30,13 +31,21 @@ from pydicom.uid import UID
 
 from dicom_node import durable
 from dicom_node.arrival import slice_of
-from dicom_node.errors import DataSetMismatch, InboxFull, UnreadableDataSet
-from dicom_node.identity import IMPLEMENTATION_CLASS_UID
+from dicom_node.errors import (
+    DataSetMismatch,
+    InboxFull,
+    UnreadableDataSet,
+    UnsupportedSOPClass,
+)
+from dicom_node.identity import IMPLEMENTATION_CLASS_UID, RESULT_SOP_CLASSES, is_own
 from dicom_node.series import FiledInstance, ReceivedInstance
 
+_CREATOR = 0x00080014
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
 _MODALITY = 0x00080060
+_MANUFACTURER = 0x00080070
+_MODEL = 0x00081090
 _STUDY = 0x0020000D
 _SERIES = 0x0020000E
 _POSITION = 0x00200032
@@ -54,6 +63,7 @@ _KEPT: list[BaseTag | int] = [
     BaseTag(tag)
     for tag in (
         *(_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES),
+        *(_CREATOR, _MANUFACTURER, _MODEL),
         *(_POSITION, _ORIENTATION, _IN_ACQUISITION),
         *(_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS),
     )
@@ -73,6 +83,10 @@ _PARSE_ERRORS = (
     *(EOFError, OSError, struct.error, RecursionError, UserWarning),
     *(InvalidDicomError, BytesLengthException),
 )
+
+
+#: tells of (SOP Instance UID, Series Instance UID) whether the ledger has them among the results
+Known = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +109,14 @@ class _Header:
         self._little_endian = syntax.is_little_endian
         self._values: dict[int, bytes] = {}
         self.pixels: _PixelElement | None = None
+        #: where the last element must end, whose value is passed over without a look
+        self.n_bytes = 0
         stream = BytesIO(data)
 
         # reading ends before the pixels, however many they are
         def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
+            if length != _UNDEFINED:
+                self.n_bytes = stream.tell() + length
             if tag == _PIXEL_DATA:
                 self.pixels = _PixelElement(length, stream.tell())
             return int(tag) >= _PIXEL_DATA
@@ -155,11 +173,13 @@ class Inbox:
 
     Several associations file at once, each in its own thread; nothing is shared but the disk. Below
     `reserve_bytes` of free space nothing more is taken: the ledger and the results need some too.
+    `known` tells of a SOP Instance and a Series Instance UID whether they are of our results.
     """
 
-    def __init__(self, root: Path, reserve_bytes: int) -> None:
+    def __init__(self, root: Path, reserve_bytes: int, known: Known | None = None) -> None:
         self._root = root
         self._reserve_bytes = reserve_bytes
+        self._known = known or (lambda _instance, _series: False)
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
@@ -189,11 +209,13 @@ class Inbox:
             The data set is not what the C-STORE request says.
         UnreadableDataSet
             It is damaged, incomplete, or without identity.
+        UnsupportedSOPClass
+            It is of a class that only results of ours are taken of, and is none of them.
         OSError
             The disk fails.
         """
         self._check_space(len(received.encoded))
-        header = _checked(received)
+        header = _checked(received, self._known)
         digest = sha256(received.encoded).hexdigest()
         target = self._root / digest[:2] / f"{digest}.dcm"
         start = _file_start(received)
@@ -229,7 +251,7 @@ class Inbox:
             )
 
 
-def _checked(received: ReceivedInstance) -> _Header:
+def _checked(received: ReceivedInstance, known: Known) -> _Header:
     """Return the header of an instance that is whole and is what its sender says.
 
     Both UIDs of the request must be those of the data set (PS3.4 B.2.3, status A900): the file meta
@@ -244,8 +266,21 @@ def _checked(received: ReceivedInstance) -> _Header:
         raise DataSetMismatch("SOPInstanceUID differs from the Affected SOP Instance UID")
     for tag in (_STUDY, _SERIES):
         header.uid(tag)
-    _check_pixels(header, data, syntax)
+    if received.affected_sop_class_uid in RESULT_SOP_CLASSES:
+        _check_own(header, known, len(data))
+    else:
+        _check_pixels(header, data, syntax)
     return header
+
+
+def _check_own(header: _Header, known: Known, n_bytes: int) -> None:
+    """Take of the classes of our results only those that came back: nothing is done with others."""
+    made_by = (header.text(tag) for tag in (_CREATOR, _MANUFACTURER, _MODEL))
+    if not is_own(*made_by) and not known(header.uid(_SOP_INSTANCE), header.uid(_SERIES)):
+        name = UID(header.uid(_SOP_CLASS)).name
+        raise UnsupportedSOPClass(f"{name} of others is not taken here")
+    if header.n_bytes > n_bytes:
+        raise UnreadableDataSet(f"the data set is cut off after {n_bytes} bytes")
 
 
 def _inflated(encoded: bytes) -> bytes:

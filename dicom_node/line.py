@@ -35,7 +35,7 @@ from dicom_node.anomaly.spec import (
 from dicom_node.anomaly.tokens import check_grid, default_scales
 from dicom_node.config import NodeConfig, digest
 from dicom_node.config_types import Scale
-from dicom_node.errors import ConfigError, NodeError
+from dicom_node.errors import ConfigError, NodeError, OwnResult
 from dicom_node.folders import Folders
 from dicom_node.grouping import Protocols
 from dicom_node.placement import Placing
@@ -46,7 +46,7 @@ from dicom_node.reference_files import ReferenceFiles
 from dicom_node.series import Series, subject_name
 from dicom_node.space import Space, SpaceFiles
 from dicom_node.space_rules import settings_of
-from dicom_node.store import part_table, series_table, space_table
+from dicom_node.store import part_table, result_table, series_table, space_table
 from dicom_node.store.database import Database
 from dicom_node.weight_files import WeightsCard
 
@@ -345,6 +345,12 @@ class Line(Methods):
             content = series_table.instances_digest_source(db, uid)
             keys = part_table.keys(db, uid, series.revision)
         return [subject_name(uid, content, key) for key in keys or [""]]
+
+    def refuse_own(self, uid: str) -> None:
+        """Raise OwnResult for a series that was made here, whatever it says of itself."""
+        with self.database.read() as db:
+            if result_table.is_result(db, "", uid):
+                raise OwnResult
 
 
 def _search(of: Protocol) -> SearchSpec:

@@ -105,6 +105,7 @@ def _tokenize(line: Line, uid: str, progress: Progress, part: str) -> str:
     founded, or there is no body in it.
     """
     series, name = line.series(uid, part)
+    line.refuse_own(uid)
     source = volume.build_series(series)
     claimed = line.protocols.claim(source.headers[0], source.spacing_mm)
     with line.database.begin() as db:  # before it may be rejected: the outcome names its protocol

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import gdcm
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import get_decoder
 from pydicom.pixels.utils import pixel_array
 
+from dicom_node import gdcm_frame
 from dicom_node.errors import UnsupportedPixels
+from dicom_node.gdcm_frame import FrameFormat
 
 #: whose decoded values differ from what was encoded (near-lossless among them)
 LOSSY = {
@@ -31,8 +33,22 @@ LOSSY = {
     uid.JPEG2000,
     uid.HTJ2K,
 }
+#: on which GDCM, which pydicom asks last, may abort the process
+_JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 #: no image is decoded without them, and nothing says what they would be
 _NEEDED = ("Rows", "Columns", "BitsAllocated")
+
+
+def _keep_gdcm_apart() -> None:
+    """Let GDCM decode JPEG-LS in a process of its own, for every reader of this process."""
+    for syntax in _JPEG_LS:
+        decoder = get_decoder(syntax)
+        if "gdcm" in decoder.available_plugins:
+            decoder.remove_plugin("gdcm")
+            decoder.add_plugin("gdcm apart", ("dicom_node.gdcm_frame", "decode_jpeg_ls"))
+
+
+_keep_gdcm_apart()
 
 
 def keep_frames(ds: Dataset, frames: Sequence[int]) -> None:
@@ -180,30 +196,21 @@ def _decoded_by_gdcm(ds: Dataset) -> NDArray[np.integer]:
     """
     n_frames = int(ds.get("NumberOfFrames") or 1)
     codestreams = generate_frames(ds.PixelData, number_of_frames=n_frames)
+    form = _format_of(ds)
     kind = np.dtype("<i2" if ds.PixelRepresentation else "<u2")
-    frames = [np.frombuffer(_gdcm_frame(ds, frame), kind) for frame in codestreams]
+    frames = [np.frombuffer(gdcm_frame.decode(form, frame), kind) for frame in codestreams]
     shape = (int(ds.Rows), int(ds.Columns))
     return np.stack(frames).reshape(shape if n_frames == 1 else (n_frames, *shape))
 
 
-def _gdcm_frame(ds: Dataset, codestream: bytes) -> bytes:
-    """Decode one codestream."""
-    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(codestream)
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((int(ds.Columns), int(ds.Rows), 1))
-    image.SetDataElement(element)
-    kind = gdcm.PhotometricInterpretation.GetPIType(str(ds.PhotometricInterpretation))
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
-    syntax = gdcm.TransferSyntax.GetTSType(str.__str__(ds.file_meta.TransferSyntaxUID))
-    image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    stored = int(ds.BitsStored)
-    image.SetPixelFormat(
-        gdcm.PixelFormat(1, int(ds.BitsAllocated), stored, stored - 1, int(ds.PixelRepresentation))
+def _format_of(ds: Dataset) -> FrameFormat:
+    return FrameFormat(
+        str.__str__(ds.file_meta.TransferSyntaxUID),
+        int(ds.Rows),
+        int(ds.Columns),
+        1,
+        str(ds.PhotometricInterpretation),
+        int(ds.BitsAllocated),
+        int(ds.BitsStored),
+        int(ds.PixelRepresentation),
     )
-    # GDCM returns bytes as text
-    return bytes(image.GetBuffer().encode("utf-8", "surrogateescape"))

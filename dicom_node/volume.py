@@ -30,8 +30,14 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from dicom_node import header, mosaic, several_volumes, slice_planes, source_pixels
-from dicom_node.errors import InconsistentSeries, IrregularGeometry, NotScorable, UnsupportedPixels
-from dicom_node.identity import INSTANCE_CREATOR_UID
+from dicom_node.errors import (
+    InconsistentSeries,
+    IrregularGeometry,
+    NotScorable,
+    OwnResult,
+    UnsupportedPixels,
+)
+from dicom_node.identity import is_own
 from dicom_node.series import Series
 from dicom_node.several_volumes import Traits
 from dicom_node.slice_planes import Plane
@@ -60,6 +66,7 @@ _ENHANCED = {
 #: 1 - cosine of the angle by which slices may be rotated against each other, 0.03 degrees: senders
 #: round the cosines of each slice by itself
 _ORIENTATION_TOLERANCE = 1e-7
+_MADE_BY = ("InstanceCreatorUID", "Manufacturer", "ManufacturerModelName")
 #: voxels are what the scanner measured: only Modality LUT or Rescale (PS3.3 C.11.1) is applied. A
 #: Real World Value Map would change the unit and refuse values outside its range; a presentation
 #: LUT (MONOCHROME1) would turn HU upside down
@@ -129,6 +136,8 @@ def build(files: Sequence[Path], frames: Sequence[int] = ()) -> Volume:
 
     Raises
     ------
+    OwnResult
+        A node made it, by what it says of its creator or equipment.
     NotScorable
         The SOP Class is none of CT and MR, or the images have no pixels, or colour.
     InconsistentSeries
@@ -145,7 +154,7 @@ def build(files: Sequence[Path], frames: Sequence[int] = ()) -> Volume:
     -----
     Memory peaks at six times the 16-bit pixels: encoded, decoded, and twice as float32.
     """
-    with unvalidated():
+    with unvalidated(), _panic_refused():
         try:
             datasets: list[Dataset] = [pydicom.dcmread(path) for path in files]
             check_images(datasets)
@@ -183,6 +192,20 @@ def unvalidated() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _panic_refused() -> Iterator[None]:
+    """Make the panic of a decoder written in Rust a refusal: it is no Exception, and ends a worker.
+
+    Its class cannot be imported from anywhere (pyo3 makes it when it is raised first).
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnsupportedPixels(f"the pixel data cannot be decoded: {error}") from error
+
+
 def check_images(datasets: Sequence[Dataset]) -> None:
     """Refuse what is no CT or MR image, or not of one matrix, by the headers alone.
 
@@ -191,8 +214,8 @@ def check_images(datasets: Sequence[Dataset]) -> None:
     # highdicom would stack most of this, or fail without saying which instance is unlike the others
     if not datasets:
         raise InconsistentSeries("the series has no instance on disk")
-    if any(ds.get("InstanceCreatorUID") == INSTANCE_CREATOR_UID for ds in datasets):
-        raise NotScorable("the series is a result of dicom_node that came back: it is never scored")
+    if any(is_own(*(str(ds.get(keyword) or "") for keyword in _MADE_BY)) for ds in datasets):
+        raise OwnResult
     classes = {uid.UID(ds.get("SOPClassUID") or "") for ds in datasets}
     names = ", ".join(sorted(known.name or "no SOP Class UID" for known in classes))
     if len(classes) > 1:

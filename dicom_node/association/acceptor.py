@@ -38,6 +38,7 @@ from dicom_node.association.contexts import (
 from dicom_node.association.entity import application_entity
 from dicom_node.association.storing import StorageEvents
 from dicom_node.errors import NodeError, PartFailed, StoreStatus
+from dicom_node.identity import RESULT_SOP_CLASSES
 from dicom_node.network_config import ReceiverTls
 
 _log = logging.getLogger(__name__)
@@ -359,7 +360,7 @@ def _refused_contexts(assoc: Association) -> tuple[str, int]:
     if len(refused) > _FEW_CLASSES:
         names += f" and {len(refused) - _FEW_CLASSES} more"
     # a class that we take elsewhere failed for its encoding alone: another remedy, another text
-    known = set(refused) <= {*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES}
+    known = set(refused) <= {*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES, *RESULT_SOP_CLASSES}
     if known:
         return f"no transfer syntax in common for {names}", len(refused)
     reason = (

@@ -1,8 +1,9 @@
 """Which SOP Classes and transfer syntaxes the node accepts.
 
 The tuples are the conformance statement's tables: what stands here is promised to every sender.
-Objects that are not images (reports, presentation states, ...) are refused at negotiation, where
-a sender notices it, rather than stored and forgotten.
+Objects that are not images (documents, waveforms, ...) are refused at negotiation, where a sender
+notices it, rather than stored and forgotten. Of the classes of our own results only those are
+taken: a PACS that routes whole studies here would otherwise try for ever.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pydicom.uid import UID
 from pynetdicom import build_context
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
+
+from dicom_node.identity import RESULT_SOP_CLASSES
 
 #: images that the node scores
 SCORED_SOP_CLASSES: tuple[UID, ...] = (
@@ -61,7 +64,7 @@ def acceptor_contexts() -> list[PresentationContext]:
     Images, Verification, and storage commitment in both roles: a sender may ask for it, and a
     destination brings the reports that were asked of it.
     """
-    storage = storage_contexts((*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES))
+    storage = storage_contexts((*SCORED_SOP_CLASSES, *FILED_SOP_CLASSES, *RESULT_SOP_CLASSES))
     commitment = build_context(StorageCommitmentPushModel)
     commitment.scu_role = commitment.scp_role = True
     return [*storage, build_context(Verification), commitment]

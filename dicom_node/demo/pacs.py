@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -95,11 +95,17 @@ def running_pacs(folder: Path, node_ae_title: str, node_port: int) -> Iterator[P
 
 @contextmanager
 def running_orthanc(
-    program: str, folder: Path, node_ae_title: str, node_port: int, plugins: Sequence[str] = ()
+    program: str,
+    folder: Path,
+    node_ae_title: str,
+    node_port: int,
+    plugins: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> Iterator[Pacs]:
     """Run an Orthanc that takes objects from the node on this machine alone.
 
-    `plugins` are paths of its shared libraries.
+    `plugins` are paths of its shared libraries, `more` takes the place of settings of its own
+    (JSON values by their names in its configuration).
 
     Raises PartFailed, naming its log, when it does not answer within half a minute.
     """
@@ -120,6 +126,7 @@ def running_orthanc(
         # this Orthanc listens on all addresses: only the node, from this machine, may store
         "DicomCheckModalityHost": True,
         "DicomModalities": {"node": [node_ae_title, "127.0.0.1", node_port]},
+        **(more or {}),
     }
     path = folder / "orthanc.json"
     path.write_text(json.dumps(settings, indent=1), "utf-8")

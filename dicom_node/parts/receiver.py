@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 
 from pydicom.dataset import Dataset
 
@@ -22,7 +23,7 @@ from dicom_node.inbox import Inbox
 from dicom_node.parts.process import run
 from dicom_node.pledges import Pledges
 from dicom_node.series import ReceivedInstance
-from dicom_node.store import series_table
+from dicom_node.store import result_table, series_table
 from dicom_node.store.database import Database
 
 # run as a program its __name__ is "__main__", which is not below the node's log level
@@ -91,6 +92,12 @@ class Reception:
             series_table.record_refusal(db, calling_ae_title, peer_host, reason, clock.now())
 
 
+def is_result(database: Database, sop_instance_uid: str, series_instance_uid: str) -> bool:
+    """Tell whether an instance is one of our results, or of a series of them."""
+    with database.read() as db:
+        return result_table.is_result(db, sop_instance_uid, series_instance_uid)
+
+
 def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     """Receive until `stop` is set; raises PartFailed when a port cannot be had."""
     folders = Folders(config.node.data_dir)
@@ -98,7 +105,7 @@ def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     # of a killed predecessor: its series would wait for them until the cap
     with database.begin() as db:
         series_table.close_all_associations(db, clock.now())
-    inbox = Inbox(folders.inbox, config.storage.reserve)
+    inbox = Inbox(folders.inbox, config.storage.reserve, partial(is_result, database))
     durable.sweep(folders.inbox)
     settings = AcceptorSettings(
         ae_title=config.node.ae_title,

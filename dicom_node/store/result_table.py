@@ -152,6 +152,15 @@ def record_results(
             )
 
 
+def is_result(db: Connection, sop_instance_uid: str, series_instance_uid: str) -> bool:
+    """Return whether an object or its series is one of those made here; either UID may be empty."""
+    found = select(result.c.sop_instance_uid).where(
+        (result.c.sop_instance_uid == sop_instance_uid)
+        | (result.c.series_instance_uid == series_instance_uid)
+    )
+    return db.execute(found.limit(1)).first() is not None
+
+
 def due_deliveries(db: Connection, destination: str, at: datetime, limit: int) -> list[DueDelivery]:
     """Return at most `limit` objects that are due at a destination, in the order of sending.
 

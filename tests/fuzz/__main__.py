@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import resource
 import sys
 import tempfile
 import time
@@ -12,6 +13,11 @@ from tests.benchmark.measure import say
 from tests.fuzz import associations, instances
 
 RUNS = {"instances": (instances.run, 50_000), "associations": (associations.run, 1_000)}
+
+
+def peak_mib():
+    """The most resident memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main():
@@ -32,7 +38,8 @@ def main():
             found = run(arguments.n or usual, Path(folder), arguments.seed)
         say(
             f"{name}: {arguments.n or usual} in {time.perf_counter() - start:.0f} s, slowest "
-            f"{found.slowest_s:.2f} s, memory grown by {found.grown_mib:.1f} MiB"
+            f"{found.slowest_s:.2f} s, memory {found.before_mib:.1f} MiB after a quarter, "
+            f"{found.after_mib:.1f} MiB at the end, peak {peak_mib():.1f} MiB"
         )
         for outcome, n in sorted(found.outcomes.items()):
             say(f"  {n:7d}  {outcome}")

@@ -117,7 +117,7 @@ def recorded(port, files):
 
 def run(n, folder: Path, first_seed=0, look_every=25):
     """Send `n` damaged associations; in between, an honest C-ECHO has to be answered in time."""
-    found, before = Found(), None
+    found = Found()
     with _acceptor(folder) as (acceptor, events), _dying_threads(found):
         series = make_series("MR", Geometry(rows=16, columns=12, n_slices=3))
         files = [write(ds, folder / "inbox" / f"sent{i}.dcm") for i, ds in enumerate(series)]
@@ -131,14 +131,14 @@ def run(n, folder: Path, first_seed=0, look_every=25):
             if (number + 1) % look_every == 0:
                 _look(acceptor, number, found)
             if number - first_seed == n // 4:
-                before = memory_mib()
+                found.before_mib = memory_mib()
         deadline = time.monotonic() + 2 * LIMIT_S + _STALL_S
         while events.n_open and time.monotonic() < deadline:
             time.sleep(0.05)
         if events.n_open:
             found.faults.append((None, f"{events.n_open} associations never ended"))
         _wait_for_threads(n_threads, found)
-        found.grown_mib = memory_mib() - (before if before is not None else memory_mib())
+        found.after_mib = memory_mib()
         found.faults += [(None, text) for text in events.faults]
         found.outcomes.update(events.outcomes)
     found.faults += outside_of_inbox(folder)

@@ -108,8 +108,11 @@ class Node:
 
 
 @contextlib.contextmanager
-def running_node(folder: Path, text: str, port: int, web_port: int):
-    """Run `serve` on the configuration `text`; its log is printed when the block fails."""
+def running_node(folder: Path, text: str, port: int, web_port: int, tls=None):
+    """Run `serve` on the configuration `text`; its log is printed when the block fails.
+
+    With `tls` (a PeerTls) `port` is that of its TLS.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(text, "utf-8")
     with (folder / "node.log").open("ab") as log:
@@ -118,7 +121,7 @@ def running_node(folder: Path, text: str, port: int, web_port: int):
         )
     node = Node(folder, port, web_port, process)
     try:
-        _wait_until_up(node)
+        _wait_until_up(node, tls)
         yield node
     except BaseException:
         print(node.log[-6000:])  # noqa: T201 - shown by pytest with the failure
@@ -128,7 +131,7 @@ def running_node(folder: Path, text: str, port: int, web_port: int):
         process.wait(timeout=90)
 
 
-def _wait_until_up(node: Node) -> None:
+def _wait_until_up(node: Node, tls=None) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and node.process.poll() is None:
         try:
@@ -136,6 +139,6 @@ def _wait_until_up(node: Node) -> None:
         except OSError:
             time.sleep(0.2)
             continue
-        echo(Peer("node", "DICOM_NODE", "127.0.0.1", node.port), "TEST", 5.0)
+        echo(Peer("node", "DICOM_NODE", "127.0.0.1", node.port, tls), "TEST", 5.0)
         return
     raise AssertionError(f"the node does not answer\n{node.log[-3000:]}")

@@ -18,10 +18,11 @@ from dicom_node.errors import (
     InconsistentSeries,
     IrregularGeometry,
     NotScorable,
+    OwnResult,
     SeriesRejected,
     UnsupportedPixels,
 )
-from dicom_node.identity import INSTANCE_CREATOR_UID
+from dicom_node.identity import INSTANCE_CREATOR_UID, MANUFACTURER, MODEL_NAME
 from tests.make.instances import (
     Geometry,
     make_enhanced,
@@ -343,7 +344,14 @@ def with_one(**attributes):
         ),
         (
             lambda: make_series("MR", SMALL, InstanceCreatorUID=INSTANCE_CREATOR_UID),
-            NotScorable,
+            OwnResult,
+            "a result of dicom_node that came back",
+        ),
+        (
+            lambda: make_series(
+                "MR", SMALL, Manufacturer=MANUFACTURER, ManufacturerModelName=MODEL_NAME
+            ),
+            OwnResult,
             "a result of dicom_node that came back",
         ),
         (
