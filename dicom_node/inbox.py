@@ -109,14 +109,13 @@ class _Header:
         self._little_endian = syntax.is_little_endian
         self._values: dict[int, bytes] = {}
         self.pixels: _PixelElement | None = None
-        #: where the last element must end, whose value is passed over without a look
-        self.n_bytes = 0
+        #: where the last element must end, whose value is passed over; None: it does not say
+        self.n_bytes: int | None = None
         stream = BytesIO(data)
 
         # reading ends before the pixels, however many they are
         def at_pixels(tag: BaseTag, _vr: str | None, length: int) -> bool:
-            if length != _UNDEFINED:
-                self.n_bytes = stream.tell() + length
+            self.n_bytes = None if length == _UNDEFINED else stream.tell() + length
             if tag == _PIXEL_DATA:
                 self.pixels = _PixelElement(length, stream.tell())
             return int(tag) >= _PIXEL_DATA
@@ -279,7 +278,7 @@ def _check_own(header: _Header, known: Known, n_bytes: int) -> None:
     if not is_own(*made_by) and not known(header.uid(_SOP_INSTANCE), header.uid(_SERIES)):
         name = UID(header.uid(_SOP_CLASS)).name
         raise UnsupportedSOPClass(f"{name} of others is not taken here")
-    if header.n_bytes > n_bytes:
+    if header.n_bytes not in (None, n_bytes):
         raise UnreadableDataSet(f"the data set is cut off after {n_bytes} bytes")
 
 
