@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 #: of a file that is being written; what a killed process left under it is worth nothing
 PARTIAL_SUFFIX = ".part"
+#: no file is under way for so long
+ABANDONED_S = 3600.0
 
 
 def write(target: Path, *chunks: bytes) -> None:
@@ -89,10 +92,16 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def sweep(root: Path) -> int:
-    """Remove what killed processes left half written below `root`; returns how many files."""
-    # for a moment when nobody writes there: a partial file does not show whether its writer lives
-    stale = list(root.rglob(f"*{PARTIAL_SUFFIX}"))
-    for path in stale:
-        path.unlink(missing_ok=True)
-    return len(stale)
+def sweep(root: Path, age_s: float = 0.0) -> int:
+    """Remove what killed processes left half written below `root`; returns how many files.
+
+    A partial file does not show whether its writer lives: where somebody may be writing, only those
+    are removed that were touched last more than `age_s` ago.
+    """
+    now, removed = time.time(), 0
+    for path in root.rglob(f"*{PARTIAL_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile: it was under way
+            if now - path.stat().st_mtime >= age_s:
+                path.unlink()
+                removed += 1
+    return removed

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import admission, clock, drift, space_rules, weekly
+from dicom_node import admission, clock, drift, durable, space_rules, weekly
 from dicom_node.admission import Freezes
 from dicom_node.config import NodeConfig
 from dicom_node.errors import DatabaseUnavailable
@@ -71,6 +71,7 @@ class Duties:
         self._scheduler.add_job(
             self.rechoose, "interval", seconds=_RECHOOSE_S, next_run_time=clock.now()
         )
+        self._scheduler.add_job(self.sweep, "interval", seconds=durable.ABANDONED_S)
         every = self._config.storage.backup_every
         self._scheduler.add_job(self.backup, "interval", seconds=every, next_run_time=clock.now())
         self._scheduler.start()
@@ -133,6 +134,16 @@ class Duties:
             _log.info("the ledger is copied to %s", path.name)
         except (DatabaseUnavailable, OSError) as error:
             _log.error("the ledger is not copied: %s", error)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written a while ago."""
+        try:
+            removed = durable.sweep(Folders(self._config.node.data_dir).root, durable.ABANDONED_S)
+        except OSError as error:
+            _log.warning("sweeping put off: %s", error)
+            return
+        if removed:
+            _log.info("%d half-written files of killed processes removed", removed)
 
     def watch(self) -> None:
         """Compare recent studies with those before, and warn of what has changed.

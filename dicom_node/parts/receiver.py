@@ -106,7 +106,7 @@ def receiver(config: NodeConfig, stop: threading.Event, _name: str) -> None:
     with database.begin() as db:
         series_table.close_all_associations(db, clock.now())
     inbox = Inbox(folders.inbox, config.storage.reserve, partial(is_result, database))
-    durable.sweep(folders.inbox)
+    durable.sweep(folders.inbox, durable.ABANDONED_S)  # `archive retrieve` files there too
     settings = AcceptorSettings(
         ae_title=config.node.ae_title,
         bind=config.receiver.bind,

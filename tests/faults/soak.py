@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from pynetdicom import AllStoragePresentationContexts, evt
 
-from dicom_node import config
+from dicom_node import config, durable
 from dicom_node.association import sockets
 from dicom_node.association.contexts import storage_contexts
 from dicom_node.association.entity import application_entity
@@ -198,6 +198,8 @@ class Soak:
             archive.stop()
         self.sent_again = len(archive.kept) - len(set(archive.kept))
         self.n_objects = len(set(archive.kept))
+        # a killed worker's half file is there until it is old, or the node starts again
+        durable.sweep(self.folders.root)
         witness = Witness(self.sender.acknowledged, archive.kept, self.sender.n_series)
         return [
             *([] if settled else ["the work did not end"]),

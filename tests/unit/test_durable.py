@@ -73,6 +73,7 @@ def test_sweep_removes_what_a_killed_writer_left_and_that_alone(tmp_path):
     killed.start()
     killed.join()
     assert len(names(tmp_path / "deep" / "er")) == 2
+    assert durable.sweep(tmp_path, 3600.0) == 0
     assert durable.sweep(tmp_path) == 1
     assert names(tmp_path / "deep" / "er") == ["kept.bin"]
 

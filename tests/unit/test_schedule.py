@@ -1,5 +1,6 @@
 """The standing duties, at moments of our choice."""
 
+import os
 import threading
 import time
 
@@ -128,5 +129,17 @@ def test_completion_is_looked_at_four_times_in_the_quiet_time(database, quiet, e
     standing.stop()
     found = {job.func.__name__: job.trigger.interval.total_seconds() for job in jobs}
     daily = {"rechoose": 86400.0}
-    hourly = {"digest": 3600.0, "backup": 3600.0}
+    hourly = {"digest": 3600.0, "backup": 3600.0, "sweep": 3600.0}
     assert found == {"complete": expected, "requeue": 30.0, "watch": 600.0} | hourly | daily
+
+
+def test_a_half_file_of_a_killed_process_is_removed_when_it_is_old(database, tmp_path):
+    config = NodeConfig.model_validate({"node": {"data_dir": tmp_path / "data"}})
+    folder = tmp_path / "data" / "results" / "score"
+    folder.mkdir(parents=True)
+    old, young = folder / "seg.dcm.1.part", folder / "seg.dcm.2.part"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1.0, 1.0))
+    Duties(config, database).sweep()
+    assert list(folder.iterdir()) == [young]
