@@ -247,12 +247,16 @@ def test_the_receiver_closes_what_a_killed_one_left_open_and_files(settings, dat
     files = [write(make_instance(index=n), tmp_path / f"{n}.dcm") for n in (0, 1)]
     half = settings.node.data_dir / "inbox" / "ab.dcm.0.part"
     half.touch()
+    os.utime(half, (1.0, 1.0))
+    young = half.with_name("cd.dcm.1.part")  # `archive retrieve` may be writing it
+    young.touch()
     with in_thread(receiver, settings):
         until(lambda: answers(settings), "the receiver")
         with database.read() as db:
             row = db.execute(association.select().where(association.c.id == left)).one()
         assert row.closed is not None
         assert not half.exists()
+        assert young.exists()
         peer = Peer("node", "NODE", "127.0.0.1", settings.receiver.port)
         send(peer, "SCANNER", files, 10, on_refused=lambda _path, error: pytest.fail(str(error)))
     with database.read() as db:
@@ -519,5 +523,5 @@ def test_a_second_node_on_the_same_data_touches_nothing(tmp_path):
     for _, pid in notes_in(tmp_path / "notes"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
-    with node._alone(tmp_path / "data"):
+    with node.alone(tmp_path / "data"):
         pass
