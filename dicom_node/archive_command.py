@@ -30,7 +30,10 @@ from dicom_node.inbox import Inbox
 from dicom_node.parts.receiver import Reception
 from dicom_node.store.database import Database
 
-app = typer.Typer(no_args_is_help=True, help="Look into archives and fetch series from them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look into archives and fetch series from them. Example: dicom-node archive find pacs",
+)
 _out = Console()
 _err = Console(stderr=True)
 #: for this node's own receiver
@@ -39,6 +42,8 @@ _ECHO_S = 10.0
 _LATE_S = 10.0
 #: what the node scores; other series of a study are left there
 _MODALITIES = ("CT", "MR", "")
+#: characters of a row
+_WIDEST = 400
 
 Name = Annotated[str, typer.Argument(help="An [[archive]] of the configuration.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Of studies, and of series.")]
@@ -243,7 +248,8 @@ def _print(found: Found[StudyRecord] | Found[SeriesRecord], *, as_json: bool, cu
     table = Table(*(rows[0] if rows else ("nothing found",)), box=None)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
-    _out.print(table)
+    # a UID that is cut off is of no use: the terminal breaks lines that are too long for it
+    Console(width=_WIDEST).print(table, soft_wrap=True)
     unchecked = {keyword for one in found.records for keyword in one.unchecked}
     if unchecked:
         keys = ", ".join(sorted(unchecked))

@@ -15,16 +15,18 @@ from dicom_node.series import ReceivedInstance
 _META_START = 132
 #: folder or file -> why the inbox does not take it
 NOT_FILED = {
+    "ct3slice_with_dicomseg": "Segmentation Storage of others is not taken here",
+    "pydicom_data/liver.dcm": "Segmentation Storage of others is not taken here",
     "pydicom_data/HTJ2KLossless_08_RGB.dcm": "StudyInstanceUID is missing",
     "pydicom_data/HTJ2K_08_RGB.dcm": "StudyInstanceUID is missing",
     "pydicom_data/JLSL_16_15_1_1F.dcm": "StudyInstanceUID is missing",
+    "pydicom_data/liver_nonbyte_aligned.dcm": "Segmentation Storage of others is not taken",
     "pydicom_data/liver_deflate.dcm": "transfer syntax not accepted",
-    "pydicom_data/parametric_map_float.dcm": "no PixelData",
+    "pydicom_data/parametric_map_float.dcm": "Parametric Map Storage of others is not taken",
     "siemens_ct_j2k_series": "SOPClassUID is missing",
 }
 #: folder -> what becomes of each of its series, as it is
 SERIES = {
-    "ct3slice_with_dicomseg": ["Segmentation Storage: only CT and MR"],
     "ct3slice_with_dicomseg/ct-3slice": ["3 slices"],
     "dicom2nifti/anatomical/001": ["4 slices"],
     "dicom2nifti/failing/gantrytilting/001": ["4 slices"],
@@ -52,7 +54,7 @@ SERIES = {
     "nema_wg04/JLSL": ["1 slices"] * 5,
     "nema_wg04/JPLL": ["1 slices"] * 5,
     "nema_wg04/RLE": ["1 slices"] * 5,
-    "pydicom_data": ["1 slices", "Segmentation Storage: only CT and MR"],
+    "pydicom_data": ["1 slices"],
     "siemens_12bit_mosaic": ["Siemens mosaics, 35 slices"],
     "siemens_mosaic/ep2d_Asc_2": ["Siemens mosaics, 36 slices"],
     "siemens_xa10_enhanced": ["4 multi-frame images"],

@@ -317,7 +317,7 @@ def test_the_status_shows_a_warning_as_it_is(database, capsys):
 def test_the_class_of_what_a_stage_raises_is_recorded(database, monkeypatch, error, state, fault):
     """With a line that has no encoder: the stage is what this test puts there."""
 
-    def stage(_line, _uid, _progress):
+    def stage(*_):
         if error:
             raise error
         return "t1"
