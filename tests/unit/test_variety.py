@@ -16,7 +16,6 @@ _META_START = 132
 #: folder or file -> why the inbox does not take it
 NOT_FILED = {
     "ct3slice_with_dicomseg": "Segmentation Storage of others is not taken here",
-    "pydicom_data/liver.dcm": "Segmentation Storage of others is not taken here",
     "pydicom_data/HTJ2KLossless_08_RGB.dcm": "StudyInstanceUID is missing",
     "pydicom_data/HTJ2K_08_RGB.dcm": "StudyInstanceUID is missing",
     "pydicom_data/JLSL_16_15_1_1F.dcm": "StudyInstanceUID is missing",
