@@ -69,6 +69,8 @@ _KEPT: list[BaseTag | int] = [
     )
 ]
 
+#: preamble, prefix, and the element that holds the length of the rest of the file meta information
+_META_START = 128 + 4 + 12
 #: undefined length; group FFFE's elements Item and Sequence Delimitation Item (PS3.5 7.5)
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = 0xE000
@@ -349,6 +351,18 @@ def _check_fragments(data: bytes, offset: int, n_frames: int) -> None:
     raise UnreadableDataSet(
         f"PixelData is cut off: {max(offset, len(data)) + 8} bytes expected, {len(data)} found"
     )
+
+
+def data_set_start(path: Path) -> int:
+    """Return where the data set of a file of the inbox begins: behind its file meta information.
+
+    Raises OSError, and ValueError for a file that is not of the inbox.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(_META_START)
+    if len(start) < _META_START or start[128:132] != b"DICM":
+        raise ValueError("no DICOM file")
+    return _META_START + int(struct.unpack_from("<L", start, 140)[0])
 
 
 def _file_start(received: ReceivedInstance) -> bytes:

@@ -22,7 +22,7 @@ from pydicom.errors import InvalidDicomError
 from dicom_node import clock, durable
 from dicom_node.errors import InstanceRejected
 from dicom_node.folders import Folders
-from dicom_node.inbox import Inbox
+from dicom_node.inbox import Inbox, data_set_start
 from dicom_node.series import FiledInstance, ReceivedInstance
 from dicom_node.store import backup, inspection, series_table
 from dicom_node.store.database import Database, migrate
@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 
 #: who carried what was filed again from the inbox, as `association` has it
 _CARRIER = "(recovery)"
-#: PS3.10 7.1: preamble, prefix, File Meta Information Group Length
-_META_START = 128 + 4 + 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +167,7 @@ def _filed(path: Path, inbox: Path, association_id: int) -> FiledInstance | None
 def _received(path: Path, association_id: int) -> ReceivedInstance:
     """Return the request that a file of the inbox was received by: its file meta information."""
     meta = pydicom.filereader.read_file_meta_info(path)
-    # preamble, prefix and the element of the length itself come before what it counts
-    encoded = path.read_bytes()[_META_START + int(meta.FileMetaInformationGroupLength) :]
+    encoded = path.read_bytes()[data_set_start(path) :]
     return ReceivedInstance(
         association_id=association_id,
         calling_ae_title=str(meta.get("SourceApplicationEntityTitle", "")),

@@ -219,7 +219,7 @@ def _store(assoc: Association, peer: Peer, item: _Outgoing, message_id: int) -> 
     if "Status" not in answer:
         raise _lost(peer, item.path)
     status = int(answer.Status)
-    if status == 0 or status >> 12 == 0xB or status in _WARNINGS:
+    if is_stored(status):
         return status
     comment = str(answer.get("ErrorComment", "")).strip()
     meaning = comment or _MEANINGS.get(status >> 8, "cannot understand")
@@ -228,6 +228,11 @@ def _store(assoc: Association, peer: Peer, item: _Outgoing, message_id: int) -> 
         destination=peer.name,
         status=status,
     )
+
+
+def is_stored(status: int) -> bool:
+    """Return whether a C-STORE status says that the object was taken: success or a warning."""
+    return status == 0 or status >> 12 == 0xB or status in _WARNINGS
 
 
 def _lost(peer: Peer, path: Path) -> AssociationLost:

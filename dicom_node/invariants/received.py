@@ -8,16 +8,14 @@ PS3.10 7.1 (file meta information, whose length is its first element's value).
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from dicom_node.inbox import data_set_start
 from dicom_node.invariants.violation import Kind, Seen, Violation
 from dicom_node.store.inspection import Entry
 
 _CHUNK_BYTES = 1 << 20
-#: preamble, prefix, and the element that holds the length of the rest of the file meta information
-_META_START = 128 + 4 + 12
 
 
 def check(seen: Seen) -> Iterator[Violation]:
@@ -40,11 +38,9 @@ def data_set_digest(path: Path) -> str:
 
     Raises OSError, and ValueError for a file that is not of the inbox.
     """
+    start = data_set_start(path)
     with path.open("rb") as stream:
-        start = stream.read(_META_START)
-        if len(start) < _META_START or start[128:132] != b"DICM":
-            raise ValueError("no DICOM file")
-        stream.seek(_META_START + struct.unpack_from("<L", start, 140)[0])
+        stream.seek(start)
         found = hashlib.sha256()
         while chunk := stream.read(_CHUNK_BYTES):
             found.update(chunk)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from dicom_node.association.requestor import is_stored
 from dicom_node.invariants.violation import Kind, Seen, Violation
 from dicom_node.jobs import DeliveryState
 from dicom_node.network_config import Destination
@@ -20,8 +21,6 @@ from dicom_node.store.inspection import Entry
 
 _STATES = {state.value for state in DeliveryState}
 _ACKNOWLEDGED = (DeliveryState.STORED.value, DeliveryState.DELIVERED.value)
-#: beside success and 0xBxxx: warnings that are stored all the same (PS3.7 Annex C)
-_WARNINGS = (0x0001, 0x0107, 0x0116)
 #: of a Store Transaction (PS3.18 10.5.3)
 _HTTP_STORED = (200, 202)
 
@@ -98,7 +97,7 @@ def _wrong_delivery(seen: Seen, row: Entry) -> Iterator[Violation]:
 
 def _is_stored(status: int) -> bool:
     """Return whether a status says that the object was taken, by DIMSE or by HTTP."""
-    return status == 0 or status >> 12 == 0xB or status in (*_WARNINGS, *_HTTP_STORED)
+    return is_stored(status) or status in _HTTP_STORED
 
 
 def _must_commit(seen: Seen, row: Entry) -> bool:
